@@ -1,0 +1,1 @@
+"""Plain data: ids, events, commands, inputs, payloads, failures, policies, errors. No behaviour beyond encoding."""

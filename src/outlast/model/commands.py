@@ -1,0 +1,76 @@
+"""Commands: what a program asks for in answer to an input. The engine checks them and turns them into events."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from outlast.model.failures import Failure
+from outlast.model.ids import ActivityId, TimerId, WaitId
+from outlast.model.payloads import Arguments, Payload
+from outlast.model.policies import DEFAULT_RETRY, RetryPolicy
+
+
+class _Command(Struct, frozen=True, kw_only=True, gc=False):
+    source: str | None = None
+    """File and line in the user's code that asked for it. Filled in on replay only, for error messages."""
+
+
+class ScheduleActivity(_Command):
+    activity_id: ActivityId
+    activity: str
+    arguments: Arguments
+    queue: str | None = None
+    label: str | None = None
+    retry: RetryPolicy = DEFAULT_RETRY
+    start_to_close_us: int | None = None
+    schedule_to_close_us: int | None = None
+
+
+class CancelActivity(_Command):
+    activity_id: ActivityId
+
+
+class StartTimer(_Command):
+    timer_id: TimerId
+    delay_us: int
+    label: str | None = None
+
+
+class CancelTimer(_Command):
+    timer_id: TimerId
+
+
+class StartWait(_Command):
+    wait_id: WaitId
+    label: str
+
+
+class EndWait(_Command):
+    wait_id: WaitId
+
+
+class CompleteWorkflow(_Command):
+    result: Payload
+
+
+class FailWorkflow(_Command):
+    failure: Failure
+
+
+class CancelWorkflow(_Command):
+    """The program gave up because it had been asked to cancel."""
+
+
+Command: TypeAlias = (
+    ScheduleActivity
+    | CancelActivity
+    | StartTimer
+    | CancelTimer
+    | StartWait
+    | EndWait
+    | CompleteWorkflow
+    | FailWorkflow
+    | CancelWorkflow
+)

@@ -1,0 +1,81 @@
+"""Inputs: what can happen to a run. The owner takes them in turns; messages from other processes are inputs too,
+written as JSON in the mailbox (a published format: nodes of two releases share it during an upgrade).
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from outlast.model.failures import Failure
+from outlast.model.ids import ActivityId, MessageId, TimerId
+from outlast.model.payloads import Payload
+
+
+class _Input(Struct, frozen=True, omit_defaults=True, tag_field="type", gc=False):
+    """Base of all inputs; the tag is the class name."""
+
+
+class AttemptSucceeded(_Input, tag=True):
+    activity_id: ActivityId
+    attempt: int
+    started_at_us: int
+    result: Payload
+
+
+class AttemptFailed(_Input, tag=True):
+    activity_id: ActivityId
+    attempt: int
+    started_at_us: int
+    failure: Failure
+    jitter: float
+    """Drawn from [0, 1) where the attempt ran, since the engine draws nothing."""
+
+
+class AttemptLost(_Input, tag=True):
+    """Nobody knows how the attempt ended: its process is gone."""
+
+    activity_id: ActivityId
+    attempt: int
+    reason: str
+    jitter: float
+
+
+class ActivityDeadlinePassed(_Input, tag=True):
+    """The schedule-to-close timeout ran out."""
+
+    activity_id: ActivityId
+
+
+class TimerDue(_Input, tag=True):
+    timer_id: TimerId
+
+
+class CancelRequested(_Input, tag=True):
+    message_id: MessageId
+    reason: str = ""
+
+
+class TerminateRequested(_Input, tag=True):
+    message_id: MessageId
+    reason: str = ""
+
+
+Message: TypeAlias = AttemptSucceeded | AttemptFailed | CancelRequested | TerminateRequested
+"""What may come through a mailbox."""
+
+Input: TypeAlias = Message | AttemptLost | ActivityDeadlinePassed | TimerDue
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+def encode_message(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Raises msgspec.DecodeError if `data` is not a message that this release knows."""
+    return _decoder.decode(data)

@@ -1,0 +1,1 @@
+"""Where runs are kept: the Store protocol, and its implementations. It never decides, makes no ids, reads no clock."""
