@@ -17,7 +17,7 @@ class _Command(Struct, frozen=True, kw_only=True, gc=False):
     """File and line in the user's code that asked for it. Filled in on replay only, for error messages."""
 
 
-class ScheduleActivity(_Command):
+class ScheduleActivity(_Command, frozen=True, kw_only=True):
     activity_id: ActivityId
     activity: str
     arguments: Arguments
@@ -28,38 +28,38 @@ class ScheduleActivity(_Command):
     schedule_to_close_us: int | None = None
 
 
-class CancelActivity(_Command):
+class CancelActivity(_Command, frozen=True, kw_only=True):
     activity_id: ActivityId
 
 
-class StartTimer(_Command):
+class StartTimer(_Command, frozen=True, kw_only=True):
     timer_id: TimerId
     delay_us: int
     label: str | None = None
 
 
-class CancelTimer(_Command):
+class CancelTimer(_Command, frozen=True, kw_only=True):
     timer_id: TimerId
 
 
-class StartWait(_Command):
+class StartWait(_Command, frozen=True, kw_only=True):
     wait_id: WaitId
     label: str
 
 
-class EndWait(_Command):
+class EndWait(_Command, frozen=True, kw_only=True):
     wait_id: WaitId
 
 
-class CompleteWorkflow(_Command):
+class CompleteWorkflow(_Command, frozen=True, kw_only=True):
     result: Payload
 
 
-class FailWorkflow(_Command):
+class FailWorkflow(_Command, frozen=True, kw_only=True):
     failure: Failure
 
 
-class CancelWorkflow(_Command):
+class CancelWorkflow(_Command, frozen=True, kw_only=True):
     """The program gave up because it had been asked to cancel."""
 
 

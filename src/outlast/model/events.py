@@ -32,7 +32,7 @@ class _Event(Struct, frozen=True, omit_defaults=True, tag_field="type", gc=False
 # --- inputs ---------------------------------------------------------------------------------------------------
 
 
-class WorkflowExecutionStarted(_Event, tag=True):
+class WorkflowExecutionStarted(_Event, frozen=True, tag=True):
     """Always event 1. Written by the starter, with the run's row."""
 
     workflow: str
@@ -44,21 +44,21 @@ class WorkflowExecutionStarted(_Event, tag=True):
     format: int = EVENT_FORMAT
 
 
-class WorkflowExecutionCancelRequested(_Event, tag=True):
+class WorkflowExecutionCancelRequested(_Event, frozen=True, tag=True):
     message_id: MessageId
     reason: str = ""
     unhandled: bool = False
     """It came when the program had already finished; it is here because it was acknowledged."""
 
 
-class ActivityCompleted(_Event, tag=True):
+class ActivityCompleted(_Event, frozen=True, tag=True):
     activity_id: ActivityId
     started_at_us: int
     result: Payload
     attempt: int = 1
 
 
-class ActivityFailed(_Event, tag=True):
+class ActivityFailed(_Event, frozen=True, tag=True):
     """No further attempt will be made. `failure` is that of the last one."""
 
     activity_id: ActivityId
@@ -67,14 +67,14 @@ class ActivityFailed(_Event, tag=True):
     started_at_us: int | None = None
 
 
-class TimerFired(_Event, tag=True):
+class TimerFired(_Event, frozen=True, tag=True):
     timer_id: TimerId
 
 
 # --- commands -------------------------------------------------------------------------------------------------
 
 
-class ActivityScheduled(_Event, tag=True):
+class ActivityScheduled(_Event, frozen=True, tag=True):
     activity_id: ActivityId
     activity: str
     arguments: Arguments = NO_ARGUMENTS
@@ -87,43 +87,43 @@ class ActivityScheduled(_Event, tag=True):
     schedule_to_close_us: int | None = None
 
 
-class ActivityCancelled(_Event, tag=True):
+class ActivityCancelled(_Event, frozen=True, tag=True):
     """The workflow no longer waits for it. A running attempt is told to stop; what it reports is dropped."""
 
     activity_id: ActivityId
 
 
-class TimerStarted(_Event, tag=True):
+class TimerStarted(_Event, frozen=True, tag=True):
     timer_id: TimerId
     delay_us: int
     fires_at_us: int
     label: str | None = None
 
 
-class TimerCancelled(_Event, tag=True):
+class TimerCancelled(_Event, frozen=True, tag=True):
     timer_id: TimerId
 
 
-class WaitStarted(_Event, tag=True):
+class WaitStarted(_Event, frozen=True, tag=True):
     """The workflow waits for a condition that was given a name for the reader."""
 
     wait_id: WaitId
     label: str
 
 
-class WaitEnded(_Event, tag=True):
+class WaitEnded(_Event, frozen=True, tag=True):
     wait_id: WaitId
 
 
-class WorkflowExecutionCompleted(_Event, tag=True):
+class WorkflowExecutionCompleted(_Event, frozen=True, tag=True):
     result: Payload
 
 
-class WorkflowExecutionFailed(_Event, tag=True):
+class WorkflowExecutionFailed(_Event, frozen=True, tag=True):
     failure: Failure
 
 
-class WorkflowExecutionCancelled(_Event, tag=True):
+class WorkflowExecutionCancelled(_Event, frozen=True, tag=True):
     """The workflow ended with CancelledError after it had been asked to cancel."""
 
     reason: str = ""
@@ -132,14 +132,14 @@ class WorkflowExecutionCancelled(_Event, tag=True):
 # --- notes ----------------------------------------------------------------------------------------------------
 
 
-class WorkflowExecutionTerminated(_Event, tag=True):
+class WorkflowExecutionTerminated(_Event, frozen=True, tag=True):
     """Ended from outside, at once; the program was not asked."""
 
     message_id: MessageId
     reason: str = ""
 
 
-class ActivityAttemptFailed(_Event, tag=True):
+class ActivityAttemptFailed(_Event, frozen=True, tag=True):
     """Another attempt follows, not before `retry_at_us`."""
 
     activity_id: ActivityId
@@ -149,7 +149,7 @@ class ActivityAttemptFailed(_Event, tag=True):
     retry_at_us: int
 
 
-class ActivityAttemptLost(_Event, tag=True):
+class ActivityAttemptLost(_Event, frozen=True, tag=True):
     """The node that ran the attempt is gone, or stopped before it ended. It counts as an attempt; another follows."""
 
     activity_id: ActivityId
@@ -159,17 +159,10 @@ class ActivityAttemptLost(_Event, tag=True):
 
 
 InputEvent: TypeAlias = (
-    WorkflowExecutionStarted
-    | WorkflowExecutionCancelRequested
-    | ActivityCompleted
-    | ActivityFailed
-    | TimerFired
+    WorkflowExecutionStarted | WorkflowExecutionCancelRequested | ActivityCompleted | ActivityFailed | TimerFired
 )
 TerminalEvent: TypeAlias = (
-    WorkflowExecutionCompleted
-    | WorkflowExecutionFailed
-    | WorkflowExecutionCancelled
-    | WorkflowExecutionTerminated
+    WorkflowExecutionCompleted | WorkflowExecutionFailed | WorkflowExecutionCancelled | WorkflowExecutionTerminated
 )
 CommandEvent: TypeAlias = (
     ActivityScheduled

@@ -18,14 +18,14 @@ class _Input(Struct, frozen=True, omit_defaults=True, tag_field="type", gc=False
     """Base of all inputs; the tag is the class name."""
 
 
-class AttemptSucceeded(_Input, tag=True):
+class AttemptSucceeded(_Input, frozen=True, tag=True):
     activity_id: ActivityId
     attempt: int
     started_at_us: int
     result: Payload
 
 
-class AttemptFailed(_Input, tag=True):
+class AttemptFailed(_Input, frozen=True, tag=True):
     activity_id: ActivityId
     attempt: int
     started_at_us: int
@@ -34,7 +34,7 @@ class AttemptFailed(_Input, tag=True):
     """Drawn from [0, 1) where the attempt ran, since the engine draws nothing."""
 
 
-class AttemptLost(_Input, tag=True):
+class AttemptLost(_Input, frozen=True, tag=True):
     """Nobody knows how the attempt ended: its process is gone."""
 
     activity_id: ActivityId
@@ -43,22 +43,22 @@ class AttemptLost(_Input, tag=True):
     jitter: float
 
 
-class ActivityDeadlinePassed(_Input, tag=True):
+class ActivityDeadlinePassed(_Input, frozen=True, tag=True):
     """The schedule-to-close timeout ran out."""
 
     activity_id: ActivityId
 
 
-class TimerDue(_Input, tag=True):
+class TimerDue(_Input, frozen=True, tag=True):
     timer_id: TimerId
 
 
-class CancelRequested(_Input, tag=True):
+class CancelRequested(_Input, frozen=True, tag=True):
     message_id: MessageId
     reason: str = ""
 
 
-class TerminateRequested(_Input, tag=True):
+class TerminateRequested(_Input, frozen=True, tag=True):
     message_id: MessageId
     reason: str = ""
 
