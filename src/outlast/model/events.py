@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId, WorkflowId
+from outlast.model.inputs import Message
 from outlast.model.payloads import NO_ARGUMENTS, Arguments, Payload
 from outlast.model.policies import DEFAULT_RETRY, RetryPolicy
 
@@ -47,8 +48,6 @@ class WorkflowExecutionStarted(_Event, frozen=True, tag=True):
 class WorkflowExecutionCancelRequested(_Event, frozen=True, tag=True):
     message_id: MessageId
     reason: str = ""
-    unhandled: bool = False
-    """It came when the program had already finished; it is here because it was acknowledged."""
 
 
 class ActivityCompleted(_Event, frozen=True, tag=True):
@@ -158,6 +157,12 @@ class ActivityAttemptLost(_Event, frozen=True, tag=True):
     reason: str = ""
 
 
+class MessageUnhandled(_Event, frozen=True, tag=True):
+    """It came when the program had already finished; it is here because it was acknowledged."""
+
+    message: Message
+
+
 InputEvent: TypeAlias = (
     WorkflowExecutionStarted | WorkflowExecutionCancelRequested | ActivityCompleted | ActivityFailed | TimerFired
 )
@@ -175,7 +180,7 @@ CommandEvent: TypeAlias = (
     | WorkflowExecutionFailed
     | WorkflowExecutionCancelled
 )
-NoteEvent: TypeAlias = WorkflowExecutionTerminated | ActivityAttemptFailed | ActivityAttemptLost
+NoteEvent: TypeAlias = WorkflowExecutionTerminated | ActivityAttemptFailed | ActivityAttemptLost | MessageUnhandled
 Event: TypeAlias = InputEvent | CommandEvent | NoteEvent
 
 INPUT_EVENTS = (
@@ -191,7 +196,7 @@ TERMINAL_EVENTS = (
     WorkflowExecutionCancelled,
     WorkflowExecutionTerminated,
 )
-NOTE_EVENTS = (WorkflowExecutionTerminated, ActivityAttemptFailed, ActivityAttemptLost)
+NOTE_EVENTS = (WorkflowExecutionTerminated, ActivityAttemptFailed, ActivityAttemptLost, MessageUnhandled)
 
 
 class HistoryEvent(Struct, frozen=True, gc=False):

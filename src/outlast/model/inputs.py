@@ -63,10 +63,10 @@ class TerminateRequested(_Input, frozen=True, tag=True):
     reason: str = ""
 
 
-Message: TypeAlias = AttemptSucceeded | AttemptFailed | CancelRequested | TerminateRequested
+Message: TypeAlias = AttemptSucceeded | AttemptFailed | AttemptLost | CancelRequested | TerminateRequested
 """What may come through a mailbox."""
 
-Input: TypeAlias = Message | AttemptLost | ActivityDeadlinePassed | TimerDue
+Input: TypeAlias = Message | ActivityDeadlinePassed | TimerDue
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)

@@ -13,7 +13,7 @@ transaction, so that they share one fsync; when `commit` returns, what it report
 
 *No mail is lost at the edge.* A commit that closes or releases a run looks into its mailbox, under the same lock
 under which senders look at the run: if there is mail besides what the commit consumes, nothing is written and the
-answer is MAIL_WAITING. So a message that was acknowledged is either taken by the owner, or finds its run closed.
+answer is MAIL_WAITING (but see `Release` for runs whose turn failed). So a message that was acknowledged is either taken by the owner, or finds its run closed.
 
 *Senders never write `runs`.* `send` checks under lock that the run is open and inserts one mailbox row, stamped
 with the run's present owner. A message id that already waits for the same run is acknowledged again and not
@@ -133,7 +133,11 @@ class Fence(Struct, frozen=True, gc=False):
 
 
 class Release(Struct, frozen=True, gc=False):
-    """Give the run back: no owner, due at `wake_at_us`. `error` says why its turn failed, if it did."""
+    """Give the run back: no owner, due at `wake_at_us`.
+
+    `error` says why its turn failed, if it did. Such a run is *parked*: it is released in spite of mail, and mail
+    alone does not make it free to be claimed, since it cannot take any before its code or its environment changes.
+    """
 
     wake_at_us: int | None
     error: str | None = None
@@ -345,6 +349,10 @@ class Store(Protocol):
 
         False, and nothing is written, if the node no longer holds this attempt (the task is gone or replaced).
         """
+        ...
+
+    async def tasks_of(self, run_ids: Sequence[RunId]) -> dict[RunId, list[ActivityId]]:
+        """Activities of these runs for which a task is in the table, claimed or not. Runs without any are left out."""
         ...
 
     # reading; sees everything that was committed before the call

@@ -1,0 +1,155 @@
+"""Replay: rebuild a run from its history, and find out if the code still does what it did.
+
+The fold and the program are taken through the events in order, exactly as live. The commands with which the program
+answers a fed event must be the command events that follow it, one by one: the same kind, the same id, the same name.
+Arguments are not compared: a value that is computed a little differently breaks nothing that is recorded.
+
+The first difference raises NondeterminismError. The state and the program are then of no more use; the history is
+not touched, so the run goes on when the code is put right.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from outlast.engine.program import Program
+from outlast.engine.run import Phase, RunState
+from outlast.model.commands import (
+    CancelActivity,
+    CancelTimer,
+    CancelWorkflow,
+    Command,
+    CompleteWorkflow,
+    EndWait,
+    FailWorkflow,
+    ScheduleActivity,
+    StartTimer,
+    StartWait,
+)
+from outlast.model.errors import NondeterminismError
+from outlast.model.events import (
+    INPUT_EVENTS,
+    NOTE_EVENTS,
+    ActivityCancelled,
+    ActivityScheduled,
+    Event,
+    HistoryEvent,
+    TimerCancelled,
+    TimerStarted,
+    WaitEnded,
+    WaitStarted,
+    WorkflowExecutionCancelled,
+    WorkflowExecutionCompleted,
+    WorkflowExecutionFailed,
+)
+
+_INPUTS = frozenset(INPUT_EVENTS)
+_NOTES = frozenset(NOTE_EVENTS)
+
+
+def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -> None:
+    """Fold `history` into the new `state`, and bring the new `program` to where it was.
+
+    A history that holds nothing but the start is folded and not fed: the run has not had its first turn yet.
+    Raises NondeterminismError, InvalidTransition (the history is broken), and what the program raises.
+    """
+    events = iter(history)
+    asked: deque[Command] = deque()
+    unfed: HistoryEvent | None = None
+    for item in events:
+        event = item.event
+        kind = type(event)
+        if unfed is not None:
+            asked.extend(program.feed(unfed.event, unfed.at_us, replaying=True))  # type: ignore[arg-type]
+            unfed = None
+        if kind in _INPUTS or kind in _NOTES:
+            if asked:
+                raise _diverged(state, program, item, asked[0])
+            state.apply(event, item.at_us)
+            if kind in _INPUTS:
+                unfed = item
+        else:
+            if not asked:
+                raise _diverged(state, program, item, None)
+            command = asked.popleft()
+            if not _same(command, event):
+                raise _diverged(state, program, item, command)
+            state.apply(event, item.at_us)
+    if unfed is not None and state.next_event > 2:
+        asked.extend(program.feed(unfed.event, unfed.at_us, replaying=True))  # type: ignore[arg-type]
+    if asked and state.phase is Phase.OPEN:
+        raise _diverged(state, program, None, asked[0])
+
+
+class _Pair(NamedTuple):
+    event: type[Event]
+    identity: Callable[[Any], tuple[str, ...]]
+    """What must be equal in the command and the event. The field names are the same in both."""
+
+
+def _nothing(_: Any) -> tuple[str, ...]:
+    return ()
+
+
+_PAIRS: dict[type[Command], _Pair] = {
+    ScheduleActivity: _Pair(ActivityScheduled, lambda each: (each.activity, each.activity_id)),
+    CancelActivity: _Pair(ActivityCancelled, lambda each: (each.activity_id,)),
+    StartTimer: _Pair(TimerStarted, lambda each: (each.timer_id,)),
+    CancelTimer: _Pair(TimerCancelled, lambda each: (each.timer_id,)),
+    StartWait: _Pair(WaitStarted, lambda each: (each.wait_id,)),
+    EndWait: _Pair(WaitEnded, lambda each: (each.wait_id,)),
+    CompleteWorkflow: _Pair(WorkflowExecutionCompleted, _nothing),
+    FailWorkflow: _Pair(WorkflowExecutionFailed, _nothing),
+    CancelWorkflow: _Pair(WorkflowExecutionCancelled, _nothing),
+}
+
+
+def _same(command: Command, event: Event) -> bool:
+    pair = _PAIRS[type(command)]
+    return type(event) is pair.event and pair.identity(command) == pair.identity(event)
+
+
+# --- the error, side by side ----------------------------------------------------------------------------------------
+
+
+def _diverged(
+    state: RunState, program: Program, recorded: HistoryEvent | None, attempted: Command | None
+) -> NondeterminismError:
+    position = state.next_event
+    started = state.started
+    name = f"{started.workflow}/{started.workflow_id}" if started is not None else "?"
+    left = "(the history ends here)" if recorded is None else describe_event(recorded.event)
+    if attempted is not None:
+        right = _describe_command(attempted)
+        where = attempted.source
+    else:
+        right = "(nothing: the code waits)"
+        where = program.whereabouts()
+    lines = [
+        f"Run {name} ({state.run_id}) cannot be replayed: at event {position} the code does something else "
+        "than what is recorded.",
+        f"    recorded:  {left}",
+        f"    attempted: {right}" + (f"    at {where}" if where else ""),
+        "The workflow's code was changed in a way that this run cannot follow, or it depends on something that is "
+        "not recorded (a clock, a random number, a global, the order of a set).",
+        "Nothing was written. The run stays open and goes on when the code does again what is recorded.",
+    ]
+    return NondeterminismError("\n".join(lines))
+
+
+def describe_event(event: Event) -> str:
+    """One event in a few words: its kind, its name, its id."""
+    words = [type(event).__name__]
+    words += [str(value) for field in ("activity", "label") if (value := getattr(event, field, None))]
+    for field in ("activity_id", "timer_id", "wait_id"):
+        value = getattr(event, field, None)
+        if value is not None:
+            words.append(f"#{value}")
+    return " ".join(words)
+
+
+def _describe_command(command: Command) -> str:
+    words = describe_event(command).split(" ", 1)  # type: ignore[arg-type]
+    return " ".join([_PAIRS[type(command)].event.__name__, *words[1:]])
