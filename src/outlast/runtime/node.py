@@ -38,9 +38,10 @@ import msgspec
 from outlast.engine.decide import Decision, begin, close_with_mail, first_turn, resume_work, take_turn
 from outlast.engine.replay import replay
 from outlast.engine.run import RunState
-from outlast.model.errors import CommitUnknown
+from outlast.model.errors import CommitUnknown, OutlastError
 from outlast.model.events import (
     HistoryEvent,
+    TerminalEvent,
     WorkflowExecutionCancelled,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
@@ -49,7 +50,7 @@ from outlast.model.events import (
     decode_events,
     encode_events,
 )
-from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, TurnId, turn_id
+from outlast.model.ids import ActivityId, NodeId, RunId, TurnId, turn_id
 from outlast.model.inputs import AttemptLost, Input, decode_message
 from outlast.runtime.alarms import Alarms
 from outlast.runtime.attempts import Attempts
@@ -79,6 +80,9 @@ TURNS_PER_TICK = 32
 """Turns between two hand-overs to the store. Measured at 64 runs: the store works on one half while the node
 takes the turns of the other."""
 
+CLAIMS_BEFORE_QUARANTINE = 3
+"""Deaths of a process right after it took a run, after which the run is suspected of having caused them."""
+
 MAX_BACKOFF_S = 60.0
 """A run whose turns fail is tried again at least this often, so that a repaired environment is noticed."""
 
@@ -88,6 +92,10 @@ STATUS_OF_OUTCOME = {
     WorkflowExecutionCancelled: RunStatus.CANCELLED,
     WorkflowExecutionTerminated: RunStatus.TERMINATED,
 }
+
+
+class Quarantined(OutlastError):
+    """A run that seems to kill whoever takes it is left alone for a while, and tried again with growing pauses."""
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -108,9 +116,11 @@ class Node:
         self.clock = clock
         self.entropy = entropy
         self.hosted: dict[RunId, Hosted] = {}
-        self.on_closed: Callable[[RunId], None] = lambda run_id: None
+        self.on_closed: Callable[[RunId, TerminalEvent], None] = lambda run_id, outcome: None
         """Called after the commit that closed a hosted run."""
         self.on_parked: Callable[[Parked], None] = lambda parked: None
+        self.on_mail_sent: Callable[[], None] = lambda: None
+        """Called when this node has put mail into a mailbox, perhaps into one of its own."""
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._committer = Committer(store)
@@ -213,7 +223,8 @@ class Node:
         self, hosted: Hosted, decision: Decision, consumed: tuple[int, ...], create: NewRun | None = None
     ) -> Commit:
         events = decision.events
-        add_tasks = drop_tasks = ()
+        add_tasks: tuple[NewTask, ...] = ()
+        drop_tasks: tuple[ActivityId, ...] = ()
         if decision.dispatch:
             add_tasks = self._remote_tasks(hosted, decision)
         if hosted.remote:
@@ -284,9 +295,9 @@ class Node:
             self._committed(hosted, commit, decision)
             return
         hosted.stage = Stage.LOOKING
-        self._background(self._not_committed(hosted, commit, decision, outcome))
+        self.background(self._not_committed(hosted, commit, decision, outcome))
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._looks.add(task)
         task.add_done_callback(self._looks.discard)
@@ -338,7 +349,7 @@ class Node:
             self._rest(hosted)
         else:
             self._leave(hosted)
-            self.on_closed(hosted.run_id)
+            self.on_closed(hosted.run_id, decision.outcome)
 
     def _rest(self, hosted: Hosted) -> None:
         hosted.stage = Stage.IDLE
@@ -479,6 +490,9 @@ class Node:
         hosted.remote.update(tasks)
         self.hosted[row.run_id] = hosted
         now_us = self.clock.now_us()
+        if claimed.lost and row.claims > CLAIMS_BEFORE_QUARANTINE:
+            error = Quarantined(f"the last {row.claims - 1} processes that took this run died before it made progress")
+            return self._park(hosted, row.next_event, error)
         try:
             replay(state, program, history)
             if state.next_event == 2:

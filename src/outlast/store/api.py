@@ -358,6 +358,10 @@ class Store(Protocol):
     # reading; sees everything that was committed before the call
     async def run(self, run_id: RunId) -> RunRow | None: ...
 
+    async def closed_of(self, run_ids: Sequence[RunId]) -> list[RunRow]:
+        """Those of these runs that are closed."""
+        ...
+
     async def find(self, namespace: Namespace, workflow_id: WorkflowId) -> RunRow | None:
         """The open run with this id, else the one that started last, else None."""
         ...

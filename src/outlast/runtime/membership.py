@@ -1,0 +1,220 @@
+"""Membership: a node among the others. It joins, keeps its heartbeat, takes what is free, and gives back what sleeps.
+
+Theory of operation
+===================
+One task makes *rounds*, at least every `ROUND_S` and soon after a hint that somebody else has written. A round:
+1. raises this node's counter, about once a second. If that is refused, others have declared this node dead: it
+   forgets its runs at once (the fence would refuse every commit) and joins again as a new node;
+2. looks at the other nodes, and declares dead those whose process is gone for sure, and those whose counter has not
+   moved for `LEASE_S` on this node's own monotonic clock. No wall clocks are compared;
+3. claims free runs that the worker hosts, reads new mail for the runs it owns, claims dispatched activities;
+4. gives back runs that only wait, when they have done so for a while, or when memory is short.
+
+Hints only save time: without any, every step happens within `ROUND_S`. Nothing is ever released in bulk when a node
+dies: one row in `nodes` changes, and the runs it owned become free to be claimed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from outlast.model.errors import Busy, StoreUnavailable
+from outlast.model.events import EVENT_FORMAT, TerminalEvent
+from outlast.model.ids import Namespace, NodeId, RunId
+from outlast.runtime.hosted import Hosted, Stage
+from outlast.runtime.node import Node, Parked
+from outlast.runtime.ports import Clock, Entropy, Host
+from outlast.runtime.tasks import Tasks
+from outlast.store.api import Claim, Store
+
+logger = logging.getLogger("outlast")
+
+ROUND_S = 0.25
+"""A lost hint costs at most this much latency; an idle node makes a few cheap reads every time."""
+
+HINT_PAUSE_S = 0.005
+"""Hints that come thick and fast cause a round at most this often."""
+
+HEARTBEAT_S = 1.0
+LEASE_S = 10.0
+"""Longer than a loop is blocked by mistake; shorter than anybody wants to wait for a machine that hangs."""
+
+CLAIM_BATCH = 100
+"""Runs claimed at a time: about 50 ms of replaying, between which other turns are taken."""
+
+IDLE_S = 10.0
+"""A run that has waited this long is likely to wait longer: it leaves memory."""
+
+SOON_US = 5_000_000
+"""A run that has something to do within this time is not worth giving back."""
+
+SWEEP_S = 1.0
+"""How often idle runs are looked for."""
+
+
+class Limits:
+    """How much a node takes on."""
+
+    __slots__ = ("attempts", "runs")
+
+    def __init__(self, runs: int = 10_000, attempts: int = 1_000) -> None:
+        self.runs = runs
+        """Runs in memory. A waiting run takes about 10 kB."""
+        self.attempts = attempts
+        """Attempts of activities that run at a time."""
+
+
+class Membership:
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        clock: Clock,
+        entropy: Entropy,
+        *,
+        name: str,
+        namespace: Namespace,
+        limits: Limits,
+        on_closed: Callable[[RunId, TerminalEvent], None],
+        on_parked: Callable[[Parked], None],
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._clock = clock
+        self._entropy = entropy
+        self._name = name
+        self.namespace = namespace
+        self._limits = limits
+        self._on_closed = on_closed
+        self._on_parked = on_parked
+        self._seen: dict[NodeId, tuple[int, float]] = {}
+        """Counter of each other node, and when it was last seen to move."""
+        self._hint = asyncio.Event()
+        self._rounds: asyncio.Task[None] | None = None
+        self._take_parked = True
+        self._last_heartbeat = 0.0
+        self._last_sweep = 0.0
+
+    async def join(self) -> None:
+        await self._enter()
+        self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
+
+    async def leave(self) -> None:
+        """Give everything back, and say good-bye."""
+        if self._rounds is not None:
+            self._rounds.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._rounds
+            self._rounds = None
+        await self.node.stop()
+        await self._store.declare_dead(self.node.node_id)
+
+    def hint(self) -> None:
+        """Somebody has written something: look soon."""
+        self._hint.set()
+
+    def hosts(self, workflow: str, queue: str) -> bool:
+        """Whether a new run of this workflow can begin here."""
+        return queue in self._host.queues and workflow in self._host.workflow_names() and self.has_room()
+
+    def has_room(self) -> bool:
+        return len(self.node.hosted) < self._limits.runs
+
+    async def _enter(self) -> None:
+        node_id = await self._store.join(self._name)
+        self._last_heartbeat = self._clock.monotonic()
+        self.node = Node(
+            node_id, self._store, self._host, self._clock, self._entropy, attempt_slots=self._limits.attempts
+        )
+        self.node.on_closed = self._on_closed
+        self.node.on_parked = self._on_parked
+        self.node.on_mail_sent = self.hint
+        self._tasks = Tasks(self._store, self.node, self._host, self.namespace, self._limits.attempts)
+        self._take_parked = True
+
+    async def _make_rounds(self) -> None:
+        while True:
+            try:
+                await self._round()
+            except (Busy, StoreUnavailable) as error:
+                logger.warning("the database does not answer (%s); trying again", error)
+            except Exception:
+                logger.exception("a round of the node failed; please report this bug")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_S):
+                    await self._hint.wait()
+                await asyncio.sleep(HINT_PAUSE_S)
+            self._hint.clear()
+
+    async def _round(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._last_heartbeat >= HEARTBEAT_S:
+            self._last_heartbeat = now
+            if not await self._store.heartbeat(self.node.node_id):
+                await self._come_back()
+        await self._bury(now)
+        await self._claim()
+        self.node.put_mail(await self._store.mail_of(self.node.node_id, limit=1_000))
+        await self._tasks.claim(self._clock.now_us())
+        if now - self._last_sweep >= SWEEP_S or not self.has_room():
+            self._last_sweep = now
+            self._evict(now)
+
+    async def _come_back(self) -> None:
+        logger.error("node %d was declared dead (it was stopped or blocked too long); joining again", self.node.node_id)
+        self.node.abandon()
+        await self._enter()
+
+    async def _bury(self, now: float) -> None:
+        """Declare dead the nodes that are."""
+        for row in await self._store.nodes():
+            if row.node_id == self.node.node_id or not row.alive:
+                continue
+            counter, since = self._seen.get(row.node_id, (None, now))
+            if counter != row.counter:
+                self._seen[row.node_id] = (row.counter, now)
+                since = now
+            if row.gone or now - since > LEASE_S:
+                why = "its process has ended" if row.gone else f"no sign of life for {LEASE_S:.0f} s"
+                self._seen.pop(row.node_id, None)
+                if await self._store.declare_dead(row.node_id):
+                    logger.warning("node %d (%s) is dead: %s; its runs are free", row.node_id, row.name, why)
+
+    async def _claim(self) -> None:
+        names = tuple(self._host.workflow_names())
+        while names and self.has_room():
+            limit = min(CLAIM_BATCH, self._limits.runs - len(self.node.hosted))
+            claimed = await self._store.claim(
+                Claim(
+                    self.node.node_id,
+                    self.namespace,
+                    self._host.queues,
+                    names,
+                    EVENT_FORMAT,
+                    self._clock.now_us(),
+                    limit,
+                    self._take_parked,
+                )
+            )
+            await self.node.adopt(claimed)
+            if len(claimed) < limit:
+                self._take_parked = False
+                return
+
+    def _evict(self, now: float) -> None:
+        soon_us = self._clock.now_us() + SOON_US
+        hosted = self.node.hosted
+        excess = len(hosted) - self._limits.runs * 9 // 10
+        for each in list(hosted.values()):
+            if self._only_waits(each, soon_us) and (excess > 0 or now - each.idle_since >= IDLE_S):
+                self.node.evict(each)
+                excess -= 1
+
+    def _only_waits(self, hosted: Hosted, soon_us: int) -> bool:
+        if hosted.stage is not Stage.IDLE or hosted.running or hosted.inbox or hosted.mail:
+            return False
+        wake_at_us = hosted.state.wake_at_us()
+        return wake_at_us is None or wake_at_us > soon_us
