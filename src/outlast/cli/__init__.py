@@ -1,0 +1,1 @@
+"""The command line: `outlast run`, `worker`, `list`, `show`, `history`, `demo`."""

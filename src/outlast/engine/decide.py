@@ -176,11 +176,19 @@ class _Turn:
 
     def feed(self, event: InputEvent, at_us: int) -> None:
         for command in self.program.feed(event, at_us, replaying=False):
-            COMMANDS[type(command)](self, command)
+            handler = COMMANDS.get(type(command))
+            if handler is None:
+                raise InternalError(f"{type(command).__name__} is no command, but the program asked for it")
+            handler(self, command)
 
     def input(self, event: InputEvent) -> None:
         self.record(event)
         self.feed(event, self.at_us)
+
+    def dispatch(self, activity_id: ActivityId) -> None:
+        """Another attempt. Two may have ended in one turn; only the one that comes after both may start."""
+        if activity_id not in self.decision.dispatch:
+            self.decision.dispatch.append(activity_id)
 
     def close(self, event: TerminalEvent) -> None:
         self.decision.stop.extend(self.state.activities)
@@ -213,15 +221,18 @@ def _attempt_failed(turn: _Turn, item: AttemptFailed) -> None:
     if pending is None:
         return
     failure = item.failure
-    delay_us = failure.retry_after_us
-    if delay_us is None:
-        delay_us = pending.scheduled.retry.delay_us(item.attempt, item.jitter)
+    retry = pending.scheduled.retry
+    if failure.retry_after_us is None:
+        delay_us = retry.delay_us(item.attempt, item.jitter)
+    else:
+        delay_us = max(0, failure.retry_after_us)
     retry_at_us = turn.at_us + delay_us
-    if failure.non_retryable or not _may_retry(pending, retry_at_us):
+    is_final = failure.non_retryable or failure.type in retry.non_retryable
+    if is_final or not _may_retry(pending, retry_at_us):
         turn.input(ActivityFailed(item.activity_id, failure, item.attempt, item.started_at_us))
         return
     turn.record(ActivityAttemptFailed(item.activity_id, item.attempt, item.started_at_us, failure, retry_at_us))
-    turn.decision.dispatch.append(item.activity_id)
+    turn.dispatch(item.activity_id)
 
 
 def _attempt_lost(turn: _Turn, item: AttemptLost) -> None:
@@ -237,7 +248,7 @@ def _attempt_lost(turn: _Turn, item: AttemptLost) -> None:
         turn.input(ActivityFailed(item.activity_id, failure, item.attempt))
         return
     turn.record(ActivityAttemptLost(item.activity_id, item.attempt, retry_at_us, item.reason))
-    turn.decision.dispatch.append(item.activity_id)
+    turn.dispatch(item.activity_id)
 
 
 def _may_retry(pending: PendingActivity, retry_at_us: int) -> bool:
@@ -277,7 +288,8 @@ def _cancel_requested(turn: _Turn, item: CancelRequested) -> None:
 
 
 def _terminate_requested(turn: _Turn, item: TerminateRequested) -> None:
-    turn.close(WorkflowExecutionTerminated(item.message_id, item.reason))
+    if item.message_id not in turn.state.recent_messages:
+        turn.close(WorkflowExecutionTerminated(item.message_id, item.reason))
 
 
 INPUTS: dict[type, Callable[[_Turn, Any], None]] = {

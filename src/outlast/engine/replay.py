@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from outlast.engine.program import Program
-from outlast.engine.run import Phase, RunState
+from outlast.engine.run import InvalidTransition, RunState
 from outlast.model.commands import (
     CancelActivity,
     CancelTimer,
@@ -28,7 +28,7 @@ from outlast.model.commands import (
     StartTimer,
     StartWait,
 )
-from outlast.model.errors import NondeterminismError
+from outlast.model.errors import InternalError, NondeterminismError
 from outlast.model.events import (
     INPUT_EVENTS,
     NOTE_EVENTS,
@@ -36,6 +36,7 @@ from outlast.model.events import (
     ActivityScheduled,
     Event,
     HistoryEvent,
+    MessageUnhandled,
     TimerCancelled,
     TimerStarted,
     WaitEnded,
@@ -61,11 +62,17 @@ def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -
     for item in events:
         event = item.event
         kind = type(event)
+        if item.position != state.next_event:
+            raise InvalidTransition(
+                f"the history of run {state.run_id} has event {item.position} where {state.next_event} was expected: "
+                "rows of its journal are missing or out of order"
+            )
         if unfed is not None:
             asked.extend(program.feed(unfed.event, unfed.at_us, replaying=True))  # type: ignore[arg-type]
             unfed = None
         if kind in _INPUTS or kind in _NOTES:
-            if asked:
+            # Mail that came while the run closed was put before the command that ends it.
+            if asked and kind is not MessageUnhandled:
                 raise _diverged(state, program, item, asked[0])
             state.apply(event, item.at_us)
             if kind in _INPUTS:
@@ -79,7 +86,7 @@ def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -
             state.apply(event, item.at_us)
     if unfed is not None and state.next_event > 2:
         asked.extend(program.feed(unfed.event, unfed.at_us, replaying=True))  # type: ignore[arg-type]
-    if asked and state.phase is Phase.OPEN:
+    if asked:
         raise _diverged(state, program, None, asked[0])
 
 
@@ -107,7 +114,9 @@ _PAIRS: dict[type[Command], _Pair] = {
 
 
 def _same(command: Command, event: Event) -> bool:
-    pair = _PAIRS[type(command)]
+    pair = _PAIRS.get(type(command))
+    if pair is None:
+        raise InternalError(f"{type(command).__name__} is no command, but the program asked for it")
     return type(event) is pair.event and pair.identity(command) == pair.identity(event)
 
 

@@ -238,6 +238,11 @@ def _wait_ended(state: RunState, event: WaitEnded, at_us: int) -> None:
         raise state.refuse(f"WaitEnded for wait {event.wait_id}, which has not begun")
 
 
+def _terminated(state: RunState, event: WorkflowExecutionTerminated, at_us: int) -> None:
+    _remember(state, event.message_id)
+    _closed(state, event, at_us)
+
+
 def _closed(state: RunState, event: TerminalEvent, at_us: int) -> None:
     state.phase = Phase.CLOSED
     state.outcome = event
@@ -271,5 +276,5 @@ TRANSITIONS: dict[type, Transition] = {
     WorkflowExecutionCompleted: Transition(Phase.OPEN, _closed),  # -> CLOSED
     WorkflowExecutionFailed: Transition(Phase.OPEN, _closed),  # -> CLOSED
     WorkflowExecutionCancelled: Transition(Phase.OPEN, _closed),  # -> CLOSED
-    WorkflowExecutionTerminated: Transition(Phase.OPEN, _closed),  # -> CLOSED
+    WorkflowExecutionTerminated: Transition(Phase.OPEN, _terminated),  # -> CLOSED
 }

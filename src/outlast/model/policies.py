@@ -26,9 +26,10 @@ class RetryPolicy(Struct, frozen=True, omit_defaults=True, gc=False):
         """How long to wait after `attempt` (counted from 1) failed. `jitter` is drawn from [0, 1) by the caller."""
         assert attempt >= 1
         assert 0.0 <= jitter < 1.0
-        # Beyond 2**63 microseconds no interval counts; the cap on the exponent keeps the float finite.
-        growth = self.backoff ** min(attempt - 1, 200)
-        delay = min(self.initial_interval_us * growth, float(self.max_interval_us))
+        try:
+            delay = min(self.initial_interval_us * self.backoff ** (attempt - 1), float(self.max_interval_us))
+        except OverflowError:  # beyond what a float holds, so beyond any cap; unless it is that many times nothing
+            delay = float(self.max_interval_us) if self.initial_interval_us else 0.0
         return int(delay * (1.0 - self.jitter * jitter))
 
     def allows_another(self, attempt: int) -> bool:

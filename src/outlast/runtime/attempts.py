@@ -18,6 +18,9 @@ from outlast.runtime.ports import Attempt, AttemptEnd, Host
 
 logger = logging.getLogger("outlast")
 
+GRACE_S = 5.0
+"""What a cancelled attempt gets to clean up when its worker stops."""
+
 Key: TypeAlias = tuple[RunId, ActivityId]
 Report: TypeAlias = Callable[[AttemptEnd], None]
 
@@ -59,7 +62,9 @@ class Attempts:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            _, stubborn = await asyncio.wait(tasks, timeout=GRACE_S)
+            if stubborn:
+                logger.warning("%d attempts did not end within %.0f s of being cancelled", len(stubborn), GRACE_S)
 
     def _launch(self, key: Key, attempt: Attempt, report: Report) -> None:
         self._free -= 1

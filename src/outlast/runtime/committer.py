@@ -35,6 +35,8 @@ IN_FLIGHT = 2
 PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 
+GIVEN_UP = CommitUnknown("the node gave up before the database answered")
+
 Outcome = Answer | BaseException
 """A BaseException instead of an answer: CommitUnknown, or what made this one commit fail (then nothing was written)."""
 
@@ -61,8 +63,12 @@ class Committer:
             await asyncio.wait(self._in_flight)
 
     def stop(self) -> None:
+        """Give up: what has no outcome yet is reported as unknown."""
+        waiting, self._waiting = self._waiting, []
         for task in self._in_flight:
             task.cancel()
+        for entry in waiting:
+            entry.done(GIVEN_UP)
 
     def _flush(self) -> None:
         while self._waiting and len(self._in_flight) < IN_FLIGHT:
@@ -91,6 +97,10 @@ class Committer:
         while True:
             try:
                 answers = await self._store.commit([entry.commit for entry in batch])
+            except asyncio.CancelledError:
+                for entry in batch:
+                    entry.done(GIVEN_UP)
+                raise
             except (Busy, StoreUnavailable) as error:
                 logger.warning("the database refuses commits (%s); trying again in %.2f s", error, pause_s)
                 await asyncio.sleep(pause_s)

@@ -80,6 +80,7 @@ class Membership:
         limits: Limits,
         on_closed: Callable[[RunId, TerminalEvent], None],
         on_parked: Callable[[Parked], None],
+        on_left: Callable[[RunId], None],
     ) -> None:
         self._store = store
         self._host = host
@@ -90,10 +91,12 @@ class Membership:
         self._limits = limits
         self._on_closed = on_closed
         self._on_parked = on_parked
+        self._on_left = on_left
         self._seen: dict[NodeId, tuple[int, float]] = {}
         """Counter of each other node, and when it was last seen to move."""
         self._hint = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
+        self._leaving = False
         self._take_parked = True
         self._last_heartbeat = 0.0
         self._last_sweep = 0.0
@@ -105,9 +108,10 @@ class Membership:
     async def leave(self) -> None:
         """Give everything back, and say good-bye."""
         if self._rounds is not None:
-            self._rounds.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._rounds
+            # The round under way is let finish: what it has claimed must be loaded, to be given back properly.
+            self._leaving = True
+            self._hint.set()
+            await self._rounds
             self._rounds = None
         await self.node.stop()
         await self._store.declare_dead(self.node.node_id)
@@ -131,12 +135,13 @@ class Membership:
         )
         self.node.on_closed = self._on_closed
         self.node.on_parked = self._on_parked
+        self.node.on_left = self._on_left
         self.node.on_mail_sent = self.hint
         self._tasks = Tasks(self._store, self.node, self._host, self.namespace, self._limits.attempts)
         self._take_parked = True
 
     async def _make_rounds(self) -> None:
-        while True:
+        while not self._leaving:
             try:
                 await self._round()
             except (Busy, StoreUnavailable) as error:

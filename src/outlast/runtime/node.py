@@ -29,16 +29,16 @@ import asyncio
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
 from outlast.engine.decide import Decision, begin, close_with_mail, first_turn, resume_work, take_turn
 from outlast.engine.replay import replay
 from outlast.engine.run import RunState
-from outlast.model.errors import CommitUnknown, OutlastError
+from outlast.model.errors import Busy, CommitUnknown, InternalError, OutlastError, StoreUnavailable
 from outlast.model.events import (
     HistoryEvent,
     TerminalEvent,
@@ -54,7 +54,7 @@ from outlast.model.ids import ActivityId, NodeId, RunId, TurnId, turn_id
 from outlast.model.inputs import AttemptLost, Input, decode_message
 from outlast.runtime.alarms import Alarms
 from outlast.runtime.attempts import Attempts
-from outlast.runtime.committer import Committer, Entry, Outcome
+from outlast.runtime.committer import MAX_PAUSE_S, PAUSE_S, Committer, Entry, Outcome
 from outlast.runtime.hosted import Hosted, Stage
 from outlast.runtime.ports import AttemptEnd, Clock, Entropy, Host, encode_attempt
 from outlast.store.api import (
@@ -70,6 +70,8 @@ from outlast.store.api import (
     RunStatus,
     Store,
 )
+
+T = TypeVar("T")
 
 logger = logging.getLogger("outlast")
 
@@ -92,6 +94,22 @@ STATUS_OF_OUTCOME = {
     WorkflowExecutionCancelled: RunStatus.CANCELLED,
     WorkflowExecutionTerminated: RunStatus.TERMINATED,
 }
+
+
+class _NoProgram:
+    """In place of a program that could not be made."""
+
+    def feed(self, event: object, at_us: int, *, replaying: bool) -> NoReturn:
+        raise InternalError("a run without a program was given an event")
+
+    def whereabouts(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        pass
+
+
+NO_PROGRAM = _NoProgram()
 
 
 class Quarantined(OutlastError):
@@ -119,6 +137,8 @@ class Node:
         self.on_closed: Callable[[RunId, TerminalEvent], None] = lambda run_id, outcome: None
         """Called after the commit that closed a hosted run."""
         self.on_parked: Callable[[Parked], None] = lambda parked: None
+        self.on_left: Callable[[RunId], None] = lambda run_id: None
+        """Called when a run leaves this node's memory, for whatever reason."""
         self.on_mail_sent: Callable[[], None] = lambda: None
         """Called when this node has put mail into a mailbox, perhaps into one of its own."""
         self._store = store
@@ -198,11 +218,11 @@ class Node:
             if decision.outcome is not None and decision.taken < len(mail):
                 close_with_mail(hosted.state, decision, [message for _, message in mail[decision.taken :]])
                 decision.taken = len(mail)
+            return self._entry(hosted, decision)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             return self._park(hosted, first_event, error)
-        return self._entry(hosted, decision)
 
     def _entry(self, hosted: Hosted, decision: Decision) -> Entry | None:
         """Turn a decision into a commit, and take what it used from the inbox."""
@@ -300,18 +320,26 @@ class Node:
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._looks.add(task)
-        task.add_done_callback(self._looks.discard)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._looks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("work of the node failed; please report this bug", exc_info=error)
 
     async def _not_committed(self, hosted: Hosted, commit: Commit, decision: Decision | None, outcome: Outcome) -> None:
         """Mail came in between; or another node has the run; or it is not known what was written; or it failed."""
-        mail = await self._store.mail_for([hosted.run_id]) if outcome is Answer.MAIL_WAITING else []
-        row = await self._store.run(hosted.run_id)
+        run_id = hosted.run_id
+        mail: list[Mail] = []
+        if outcome is Answer.MAIL_WAITING:
+            mail = await self._patiently(lambda: self._store.mail_for([run_id]))
+        row = await self._patiently(lambda: self._store.run(run_id))
         if hosted.stage is not Stage.LOOKING:
             return
         if row is not None and row.turn_id == commit.turn_id:
             self._committed(hosted, commit, decision)
         elif row is None or row.status is not RunStatus.OPEN or row.owner != self.node_id:
-            logger.warning("run %s was taken over by another node", hosted.run_id)
+            logger.warning("run %s was taken over by another node", run_id)
             self._leave(hosted)
         elif isinstance(outcome, BaseException) and not isinstance(outcome, CommitUnknown):
             self._committer.submit([self._park(hosted, row.next_event, outcome)])
@@ -320,9 +348,13 @@ class Node:
             self.put_mail(mail)
         else:
             # Nothing of it was written and the run is still ours, so the same decision still holds.
-            if decision is not None and decision.outcome is not None:
-                commit = self._with_mail(hosted, commit, decision, mail)
-            self._committer.submit([self._submit(hosted, commit, decision)])
+            try:
+                if decision is not None and decision.outcome is not None:
+                    commit = self._with_mail(hosted, commit, decision, mail)
+            except msgspec.DecodeError as error:  # from a newer release: a newer node has to close it
+                self._committer.submit([self._park(hosted, row.next_event, error)])
+            else:
+                self._committer.submit([self._submit(hosted, commit, decision)])
 
     def _with_mail(self, hosted: Hosted, commit: Commit, decision: Decision, mail: Sequence[Mail]) -> Commit:
         """The commit that closes a run, with the mail that came while it closed put into its history."""
@@ -348,8 +380,8 @@ class Node:
             self._effects(hosted, decision)
             self._rest(hosted)
         else:
-            self._leave(hosted)
             self.on_closed(hosted.run_id, decision.outcome)
+            self._leave(hosted)
 
     def _rest(self, hosted: Hosted) -> None:
         hosted.stage = Stage.IDLE
@@ -395,6 +427,7 @@ class Node:
         hosted.running.clear()
         hosted.inbox.clear()
         hosted.mail.clear()
+        self.on_left(hosted.run_id)
         try:
             hosted.program.close()
         except Exception:
@@ -440,15 +473,20 @@ class Node:
         answered: asyncio.Future[Outcome] = self._loop.create_future()
 
         def done(outcome: Outcome) -> None:
-            if outcome is Answer.ID_IN_USE or isinstance(outcome, Exception):
-                self._leave(hosted)
-            else:
+            if outcome is Answer.COMMITTED:
                 self._answered(hosted, commit, decision, outcome)
             if not answered.done():
                 answered.set_result(outcome)
 
         self._committer.submit([Entry(commit, done)])
         outcome = await answered
+        if outcome is Answer.COMMITTED:
+            return outcome
+        row = await self._store.run(run_id) if isinstance(outcome, CommitUnknown) else None
+        self._leave(hosted)
+        if row is not None:
+            await self.adopt([Claimed(row, lost=False)])
+            return Answer.COMMITTED
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -459,24 +497,49 @@ class Node:
         if not fresh:
             return
         run_ids = [each.run.run_id for each in fresh]
-        histories = await self._store.histories(run_ids)
-        tasks = await self._store.tasks_of(run_ids)
-        entries: list[Entry] = []
+        histories = await self._patiently(lambda: self._store.histories(run_ids))
+        tasks = await self._patiently(lambda: self._store.tasks_of(run_ids))
         for each in fresh:
             run_id = each.run.run_id
             if run_id not in self.hosted:
-                entry = self._load(each, histories[run_id], tasks.get(run_id, []))
+                entry = self._load(each, histories.get(run_id, []), tasks.get(run_id, []))
                 if entry is not None:
-                    entries.append(entry)
+                    self._committer.submit([entry])
                 await asyncio.sleep(0)  # many runs are loaded while others want their turns
-        if entries:
-            self._committer.submit(entries)
-        self.put_mail(await self._store.mail_for(run_ids))
+        self.put_mail(await self._patiently(lambda: self._store.mail_for(run_ids)))
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read what must be known before a run can go on, however long the database does not answer."""
+        pause_s = PAUSE_S
+        while True:
+            try:
+                return await read()
+            except (Busy, StoreUnavailable) as error:
+                logger.warning("the database does not answer (%s); trying again in %.2f s", error, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     def _load(self, claimed: Claimed, rows: list[JournalRow], tasks: list[ActivityId]) -> Entry | None:
         """Fold and replay a history, and take what follows from it: the first turn, or the loss of attempts."""
         row = claimed.run
-        state = RunState(row.run_id)
+        now_us = self.clock.now_us()
+        hosted = Hosted(row.namespace, RunState(row.run_id), NO_PROGRAM)
+        hosted.failures = max(0, row.claims - 1)
+        hosted.remote.update(tasks)
+        self.hosted[row.run_id] = hosted
+        try:
+            if claimed.lost and row.claims > CLAIMS_BEFORE_QUARANTINE:
+                raise Quarantined(
+                    f"the last {row.claims - 1} processes that took this run died before it made progress"
+                )
+            return self._entry(hosted, self._recall(hosted, claimed, rows, now_us))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            return self._park(hosted, row.next_event, error)
+
+    def _recall(self, hosted: Hosted, claimed: Claimed, rows: list[JournalRow], now_us: int) -> Decision:
+        state, row = hosted.state, claimed.run
         history = [
             HistoryEvent(journal.first_event + index, journal.at_us, event)
             for journal in rows
@@ -484,29 +547,15 @@ class Node:
         ]
         started = history[0].event
         assert isinstance(started, WorkflowExecutionStarted)
-        program = self.host.program(started, row.run_id, row.namespace, history[0].at_us)
-        hosted = Hosted(row.namespace, state, program)
-        hosted.failures = max(0, row.claims - 1)
-        hosted.remote.update(tasks)
-        self.hosted[row.run_id] = hosted
-        now_us = self.clock.now_us()
-        if claimed.lost and row.claims > CLAIMS_BEFORE_QUARANTINE:
-            error = Quarantined(f"the last {row.claims - 1} processes that took this run died before it made progress")
-            return self._park(hosted, row.next_event, error)
-        try:
-            replay(state, program, history)
-            if state.next_event == 2:
-                decision = first_turn(state, program, now_us)
-            else:
-                lost = self._lost(hosted, now_us) if claimed.lost else []
-                decision = take_turn(state, program, lost, now_us)
-                decision.taken = 0  # they did not come through the inbox
-                self._resume(hosted, decision)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            return self._park(hosted, row.next_event, error)
-        return self._entry(hosted, decision)
+        hosted.program = self.host.program(started, row.run_id, row.namespace, history[0].at_us)
+        replay(state, hosted.program, history)
+        if state.next_event == 2:
+            return first_turn(state, hosted.program, now_us)
+        lost = self._lost(hosted, now_us) if claimed.lost else []
+        decision = take_turn(state, hosted.program, lost, now_us)
+        decision.taken = 0  # they did not come through the inbox
+        self._resume(hosted, decision)
+        return decision
 
     def _resume(self, hosted: Hosted, decision: Decision) -> None:
         decision.dispatch.clear()

@@ -14,7 +14,15 @@ import logging
 from msgspec import Struct
 
 from outlast.engine.run import RunState
-from outlast.model.errors import Busy, InternalError, OutlastInterrupt, RunClosed, RunNotFound, StoreUnavailable
+from outlast.model.errors import (
+    Busy,
+    InternalError,
+    OutlastError,
+    OutlastInterrupt,
+    RunClosed,
+    RunNotFound,
+    StoreUnavailable,
+)
 from outlast.model.events import (
     TERMINAL_EVENTS,
     HistoryEvent,
@@ -46,6 +54,10 @@ logger = logging.getLogger("outlast")
 
 WATCH_S = 0.25
 """How often runs that live elsewhere are looked at when no hint comes."""
+
+
+class TurnFailed(OutlastError):
+    """The run's last turn failed; the text is that of its error. The run stays open and is tried again."""
 
 
 class StartRequest(Struct, frozen=True):
@@ -112,7 +124,7 @@ class Service:
         row = await self.store.find(self.namespace, request.workflow_id)
         if row is None:
             raise InternalError(f"workflow id {request.workflow_id!r} is in use by a run that does not exist")
-        return Started(row.run_id, created=False)
+        return Started(row.run_id, created=row.run_id == run_id)
 
     async def _start_here(
         self, run_id: RunId, request: StartRequest, started: WorkflowExecutionStarted
@@ -166,9 +178,11 @@ class Service:
             self._raise_parked.add(run_id)
         try:
             if not self._is_hosted(run_id):
-                row = await self._row(run_id)
+                row = await self.find_run(run_id)
                 if row.status is not RunStatus.OPEN:
                     return await self._last_event(row)
+                if raise_parked and row.error is not None:
+                    raise TurnFailed(row.error)
                 self._watch()
             return await future
         finally:
@@ -191,7 +205,11 @@ class Service:
             for future in self._watched.get(parked.run_id, ()):
                 if not future.done():
                     future.set_exception(parked.error)
-        self._watch()
+
+    def left(self, run_id: RunId) -> None:
+        """A run has left the local node's memory: whoever waits for its end must look into the database."""
+        if run_id in self._watched:
+            self._watch()
 
     def _is_hosted(self, run_id: RunId) -> bool:
         return self.membership is not None and run_id in self.membership.node.hosted
@@ -230,14 +248,15 @@ class Service:
             raise RunNotFound(f"there is no run with the id {workflow_id!r}")
         return row
 
-    async def _row(self, run_id: RunId) -> RunRow:
+    async def find_run(self, run_id: RunId) -> RunRow:
+        """Raises RunNotFound."""
         row = await self.store.run(run_id)
         if row is None:
             raise RunNotFound(f"there is no run {run_id}")
         return row
 
     async def describe(self, run_id: RunId) -> Description:
-        row = await self._row(run_id)
+        row = await self.find_run(run_id)
         state = RunState(run_id)
         for item in await self.history(run_id):
             state.apply(item.event, item.at_us)

@@ -13,7 +13,8 @@ transaction, so that they share one fsync; when `commit` returns, what it report
 
 *No mail is lost at the edge.* A commit that closes or releases a run looks into its mailbox, under the same lock
 under which senders look at the run: if there is mail besides what the commit consumes, nothing is written and the
-answer is MAIL_WAITING (but see `Release` for runs whose turn failed). So a message that was acknowledged is either taken by the owner, or finds its run closed.
+answer is MAIL_WAITING (but see `Release` for runs whose turn failed). So a message that was acknowledged is either
+taken by the owner, or finds its run closed.
 
 *Senders never write `runs`.* `send` checks under lock that the run is open and inserts one mailbox row, stamped
 with the run's present owner. A message id that already waits for the same run is acknowledged again and not
@@ -24,8 +25,9 @@ that the kernel (or the server) knows to have ended. Who reads it decides. `decl
 free to be claimed when it has no owner and is due (`wake_at_us <= now_us`), or has no owner and has mail, or its
 owner is a node that is not alive.
 
-Errors: `Busy` and `StoreUnavailable` mean that nothing was written. `CommitUnknown` means that the whole batch is
-perhaps written: read each run's row; `turn_id` there tells. Any other exception is a bug, and nothing was written.
+Errors: `Busy` and `StoreUnavailable` mean that nothing was written. `CommitUnknown`, which every method that writes
+may raise, means that the whole call is perhaps written: after `commit`, read each run's row; `turn_id` there tells.
+Any other exception is a bug, and nothing was written.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class RunRow(Struct, frozen=True, gc=False):
     started_at_us: int
     closed_at_us: int | None
     error: str | None
-    """Why the last turn failed; None again after the next commit that appended events."""
+    """Why the last turn failed; None again after the next commit that appended events, or released it without one."""
 
 
 class JournalRow(Struct, frozen=True, gc=False):
@@ -89,7 +91,9 @@ class JournalRow(Struct, frozen=True, gc=False):
 
 
 class Mail(Struct, frozen=True, gc=False):
-    """One message that waits. `mail_id` grows, but not in the order of commits: consume by exact ids, never by range."""
+    """One message that waits. `mail_id` grows, but not in the order of commits: consume by exact ids, never by range.
+
+    `body` is UTF-8 text, as `encode_message` writes it."""
 
     mail_id: int
     run_id: RunId
@@ -152,7 +156,7 @@ class NewTask(Struct, frozen=True, gc=False):
     attempt: int
     visible_at_us: int
     body: bytes
-    """Everything the attempt needs; the store does not look into it."""
+    """Everything the attempt needs, as UTF-8 text; the store does not look into it."""
 
 
 class Commit(Struct, frozen=True, gc=False):
@@ -176,8 +180,9 @@ class Commit(Struct, frozen=True, gc=False):
     consume: tuple[int, ...] = ()
     """Mail to delete, by exact ids, of this run only."""
     add_tasks: tuple[NewTask, ...] = ()
-    """Each replaces a task of the same activity."""
+    """Each replaces a task of the same activity. None of them outlives a commit that closes the run."""
     drop_tasks: tuple[ActivityId, ...] = ()
+    """Dropped before the others are added."""
 
 
 class Answer(Enum):
@@ -276,11 +281,12 @@ class RunFilter(Struct, frozen=True, gc=False):
 
 
 MAILBOX_LIMIT = 10_000
-"""Messages that may wait for one run. A run that is this far behind is stuck; senders get Busy instead of a full disk."""
+"""Messages that may wait for one run. A run that is this far behind is stuck; its senders are told FULL, before the
+disk is."""
 
 
 class Store(Protocol):
-    """All methods may raise StoreUnavailable (nothing written)."""
+    """All methods may raise Busy or StoreUnavailable; those that write, also CommitUnknown."""
 
     async def open(self) -> None:
         """Create or migrate the schema. Raises NotADatabase, DatabaseTooNew; then nothing was changed."""
@@ -316,14 +322,16 @@ class Store(Protocol):
 
     # the owner's side
     async def commit(self, batch: Sequence[Commit]) -> list[Answer]:
-        """Write the batch in one transaction; one answer per commit, in order. A run occurs at most once in a batch.
-
-        May also raise CommitUnknown.
-        """
+        """Write the batch in one transaction; one answer per commit, in order. A run occurs at most once in a batch."""
         ...
 
     async def claim(self, claim: Claim) -> list[Claimed]:
-        """Become the owner of up to `limit` free runs, highest priority first, then longest due."""
+        """Become the owner of up to `limit` free runs, highest priority first, then longest due, then by run id.
+
+        A run is due since `wake_at_us`, or since its oldest mail if that is earlier; one of a dead node since the
+        `wake_at_us` it had (0 if none); a parked one that is not due, since now. A node that has been declared dead
+        gets nothing.
+        """
         ...
 
     async def mail_of(self, node: NodeId, limit: int) -> list[Mail]:
@@ -341,13 +349,16 @@ class Store(Protocol):
 
     # dispatched activities
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
-        """Take up to `limit` visible tasks that are unclaimed, or claimed by a node that is not alive."""
+        """Take up to `limit` visible tasks that are unclaimed, or claimed by a node that is not alive; those first,
+        then as they became visible. A node that has been declared dead gets nothing.
+        """
         ...
 
     async def deliver(self, node: NodeId, task: Task, mail: NewMail) -> bool:
         """Remove the task and put its outcome into the run's mailbox, in one transaction.
 
-        False, and nothing is written, if the node no longer holds this attempt (the task is gone or replaced).
+        False, and nothing is written, if the node no longer holds this attempt (the task is gone or replaced, or
+        another node has it). A full mailbox does not count here: the outcome has nowhere else to go.
         """
         ...
 
@@ -359,7 +370,7 @@ class Store(Protocol):
     async def run(self, run_id: RunId) -> RunRow | None: ...
 
     async def closed_of(self, run_ids: Sequence[RunId]) -> list[RunRow]:
-        """Those of these runs that are closed."""
+        """Those of these runs that are closed, in order of run id."""
         ...
 
     async def find(self, namespace: Namespace, workflow_id: WorkflowId) -> RunRow | None:
@@ -375,5 +386,5 @@ class Store(Protocol):
         ...
 
     async def histories(self, run_ids: Sequence[RunId]) -> dict[RunId, list[JournalRow]]:
-        """The whole histories of several runs."""
+        """The whole histories of several runs; empty for one that does not exist."""
         ...

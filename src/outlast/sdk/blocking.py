@@ -1,0 +1,211 @@
+"""Blocking ways in: `outlast.run` for a program that is one workflow, `BlockingClient` for Flask, Django, scripts.
+
+Both put the event loop on a thread of its own and wait for it, so that Ctrl-C reaches the caller at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
+
+from outlast.model.errors import AlreadyStarted, DurableCallError, InvalidArgument
+from outlast.model.events import HistoryEvent
+from outlast.model.ids import DEFAULT_QUEUE, RunId
+from outlast.runtime.service import Description
+from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, connect
+from outlast.sdk.options import StartOptions, check_start_options
+from outlast.sdk.registry import declared, workflow_of
+from outlast.store.api import IdReuse, RunRow
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Ts = TypeVarTuple("Ts")
+
+
+class LoopThread:
+    """An event loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="outlast", daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the loop and wait for it. Interrupted, it is cancelled and waited for."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _refuse_inside_a_loop(what: str, instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise DurableCallError(f"{what} blocks, and was called on a running event loop. Use `{instead}` there.")
+
+
+@overload
+def run(
+    wf: Callable[[], RunClass[Unpack[Ts], Co[T]]], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None
+) -> T: ...
+@overload
+def run(wf: Callable[[Unpack[Ts]], Co[T]], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None) -> T: ...
+@overload
+def run(wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None) -> T: ...
+def run(wf: Any, /, *args: Any, url: str | None = None, id: str | None = None) -> Any:
+    """Run a workflow in this process to its end and return its result.
+
+    With an `id` that has been used before, nothing is started: an open run goes on where it was (and one line on
+    stderr says so), an ended one gives its recorded result. All activities that are declared in this process are
+    hosted. Raises WorkflowFailed; NondeterminismError and other errors of a turn, after which the run stays open.
+    """
+    _refuse_inside_a_loop("outlast.run", "async with outlast.connect(...) as client: await client.execute(...)")
+    thread = LoopThread()
+    try:
+        return thread.call(run_to_end(wf, args, {}, url, id))
+    finally:
+        thread.close()
+
+
+async def run_to_end(
+    wf: object, args: tuple[Any, ...], kwargs: dict[str, Any], url: str | None, workflow_id: str | None
+) -> Any:
+    """What `outlast.run` does, on an event loop."""
+    target = workflow_of(wf)
+    options: StartOptions = {} if workflow_id is None else {"id": workflow_id}
+    queue = target.default_options.queue or DEFAULT_QUEUE
+    async with connect(url) as client:
+        target.plan.encode_arguments(args, kwargs)  # does not fit: before a worker begins anything
+        async with client.worker(wf, *declared("activity"), queue=queue):
+            handle, created = await client.begin(wf, args, kwargs, options, IdReuse.NEVER)
+            if not created:
+                await _announce(client, handle, target.name)
+            outcome = await client.service.outcome(RunId(handle.run_id), raise_parked=True)
+            return handle.value(outcome)
+
+
+async def _announce(client: Client, handle: Handle[Any], workflow: str) -> None:
+    row = await client.service.find_run(RunId(handle.run_id))
+    if row.workflow != workflow:
+        raise AlreadyStarted(
+            f"workflow id {handle.id!r} is in use by a run of {row.workflow!r}, not of {workflow!r}; nothing was "
+            "started. Choose another id.",
+            handle.run_id,
+        )
+    verb = "resuming" if row.closed_at_us is None else "already finished:"
+    print(
+        f"outlast: {verb} {workflow}/{handle.id} ({row.next_event - 1} events are recorded)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+class BlockingHandle(Generic[T_co]):
+    """A run, seen from blocking code: the verbs of `Handle`."""
+
+    def __init__(self, thread: LoopThread, handle: Handle[T_co]) -> None:
+        self.id = handle.id
+        self.run_id = handle.run_id
+        self._thread = thread
+        self._handle = handle
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Wait for the end and return the result. Raises WorkflowFailed; TimeoutError after `timeout` seconds."""
+        return self._thread.call(asyncio.wait_for(self._handle.result(), timeout))
+
+    def describe(self) -> Description:
+        return self._thread.call(self._handle.describe())
+
+    def history(self) -> list[HistoryEvent]:
+        return self._thread.call(self._handle.history())
+
+    def cancel(self, reason: str = "") -> None:
+        self._thread.call(self._handle.cancel(reason))
+
+    def terminate(self, reason: str = "") -> None:
+        self._thread.call(self._handle.terminate(reason))
+
+
+class BlockingClient(AbstractContextManager["BlockingClient"]):
+    """The verbs of `Client` for blocking code; safe to use from several threads.
+
+    `with outlast.connect_blocking("sqlite:///orders.db") as client: client.start(order, 1, id="order-1")`
+    """
+
+    def __init__(self, connecting: Connecting) -> None:
+        self._thread = LoopThread()
+        self._connecting = connecting
+        try:
+            self._client = self._thread.call(connecting.__aenter__())
+        except BaseException:
+            self._thread.close()
+            raise
+
+    @overload
+    def start(
+        self, wf: Callable[[], RunClass[Unpack[Ts], Co[T]]], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
+    ) -> BlockingHandle[T]: ...
+    @overload
+    def start(
+        self, wf: Callable[[Unpack[Ts]], Co[T]], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
+    ) -> BlockingHandle[T]: ...
+    @overload
+    def start(
+        self, wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
+    ) -> BlockingHandle[T]: ...
+    def start(self, wf: Any, /, *args: Any, **options: Any) -> Any:
+        """As `Client.start`."""
+        return BlockingHandle(self._thread, self._thread.call(self._client.start(wf, *args, **options)))
+
+    @overload
+    def execute(
+        self, wf: Callable[[], RunClass[Unpack[Ts], Co[T]]], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
+    ) -> T: ...
+    @overload
+    def execute(
+        self, wf: Callable[[Unpack[Ts]], Co[T]], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
+    ) -> T: ...
+    @overload
+    def execute(self, wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[StartOptions]) -> T: ...
+    def execute(self, wf: Any, /, *args: Any, **options: Any) -> Any:
+        """As `Client.execute`."""
+        return self._thread.call(self._client.execute(wf, *args, **options))
+
+    def handle(self, workflow_id: str, workflow: Any = None) -> BlockingHandle[Any]:
+        """As `Client.handle`."""
+        return BlockingHandle(self._thread, self._thread.call(self._client.handle(workflow_id, workflow)))
+
+    def runs(self, *, workflow: str | None = None, status: str | None = None, limit: int = 100) -> list[RunRow]:
+        """As `Client.runs`."""
+        return self._thread.call(self._client.runs(workflow=workflow, status=status, limit=limit))
+
+    def close(self) -> None:
+        self._thread.call(self._connecting.__aexit__(None, None, None))
+        self._thread.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect_blocking(url: str | None = None, *, create: bool = True) -> BlockingClient:
+    """Open a database for blocking code. As `connect`; close it, or use it as a context manager."""
+    _refuse_inside_a_loop("outlast.connect_blocking", "async with outlast.connect(...)")
+    return BlockingClient(connect(url, create=create))

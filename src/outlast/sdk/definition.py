@@ -1,0 +1,236 @@
+"""What may be decorated, and what is remembered about the place where it was.
+
+A name in a history must lead back to the same code in another process, years later; so what has no name that a
+second process would find (a lambda, a function inside a function) is refused where it is decorated, and not when
+a run is stuck. What can be seen only from the types (payloads) is checked later, when names can be resolved.
+
+Annotations may name what is defined further down, or what only the function around knows. They are resolved when a
+worker starts, and until then the frames of the definition are kept: `Scope`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType, FunctionType
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast
+
+from outlast.model.errors import InvalidArgument
+
+MAX_FRAMES = 20
+"""How far up the stack the definition is looked for: decorators that call ours are never nested so deep."""
+
+
+class Scope:
+    """The names that were visible where a function was defined, besides its module's.
+
+    Holds the frames of the definition, since names may be bound after the decorator ran; let go by `release`.
+    """
+
+    __slots__ = ("_frames",)
+
+    def __init__(self, frames: tuple[FrameType, ...] = ()) -> None:
+        self._frames = frames
+
+    @classmethod
+    def of(cls, code: CodeType) -> Scope:
+        """Of the function with this code, whose definition is going on somewhere up the present stack."""
+        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        for _ in range(MAX_FRAMES):
+            if frame is None:
+                return cls()
+            # A function's code is a constant of the code that defines it: no name can be as sure as that.
+            if any(constant is code for constant in frame.f_code.co_consts):
+                return cls(_lexical_frames(frame))
+            frame = frame.f_back
+        return cls()
+
+    def names(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = {}
+        for frame in reversed(self._frames):
+            found.update(frame.f_locals)
+        return found
+
+    def release(self) -> None:
+        self._frames = ()
+
+
+def _lexical_frames(frame: FrameType | None) -> tuple[FrameType, ...]:
+    """From the frame of a definition outwards: class bodies, up to the function in which they stand."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frames.append(frame)
+        if frame.f_code.co_flags & inspect.CO_NEWLOCALS and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            break  # a function: what stands around it has passed its names on as cells
+        frame = frame.f_back
+    return tuple(frames)
+
+
+def code_of(fn: Callable[..., Any]) -> CodeType:
+    """The user's own code, below whatever decorators have put around it."""
+    innermost = inspect.unwrap(fn)
+    code: CodeType = cast(FunctionType, innermost if isinstance(innermost, FunctionType) else fn).__code__
+    return code
+
+
+def where_of(code: CodeType) -> str:
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def check_function(fn: object, decorator: str, *, named: bool) -> FunctionType:
+    """`fn`, if it can be an activity or a workflow. Raises InvalidArgument with what to do instead.
+
+    `named`: the user has chosen its name.
+    """
+    if not isinstance(fn, FunctionType):
+        raise InvalidArgument(_why_no_function(fn, decorator))
+    shown = f"{decorator} cannot take {fn.__qualname__} ({where_of(code_of(fn))})"
+    if fn.__name__ == "<lambda>":
+        raise InvalidArgument(
+            f"{shown}: a lambda has no name that a history could hold, and no types for its arguments. Write a `def`."
+        )
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise InvalidArgument(
+            f"{shown}: it is a generator (it has a `yield`). One call has one result that is recorded: return a list, "
+            "or make each step an activity of its own."
+        )
+    if not named:
+        check_name(fn.__qualname__, shown, decorator)
+    innermost = inspect.unwrap(fn)
+    if not inspect.iscoroutinefunction(fn) and inspect.iscoroutinefunction(innermost):
+        raise InvalidArgument(
+            f"{shown}: a plain function is wrapped around an `async def`, so nobody can tell that its result is to be "
+            f"awaited. Make the wrapper an `async def`, or put {decorator} next to the function."
+        )
+    _check_type_variables(fn, shown)
+    return fn
+
+
+def check_name(qualname: str, shown: str, decorator: str) -> None:
+    if "<locals>" in qualname:
+        raise InvalidArgument(
+            f"{shown}: it is defined inside a function, so no other process can find it by its name. Define it at the "
+            f'top level of a module, or choose a name and answer for it yourself: {decorator}(name="...").'
+        )
+
+
+def _why_no_function(fn: object, decorator: str) -> str:
+    match fn:
+        case staticmethod():
+            inner = "put @staticmethod above it, so that it is applied last"
+            return f"{decorator} cannot take a staticmethod: {inner}."
+        case classmethod():
+            return (
+                f"{decorator} cannot take a classmethod: a history cannot say which class it is called on. Make it a "
+                f"static method (@staticmethod above {decorator}), or a method of an instance that the worker is given."
+            )
+        case functools.partial():
+            return (
+                f"{decorator} cannot take {fn!r}: a partial has no name that a history could hold. Write a `def` that "
+                "makes the call."
+            )
+        case type():
+            return (
+                f"{decorator} cannot take the class {fn.__qualname__}. Decorate its methods, and give an instance to "
+                "the worker."
+            )
+        case _ if hasattr(fn, "__outlast_kind__"):
+            return f"{decorator} cannot take {fn!r}: it is decorated already. Use one of the two decorators, once."
+        case _ if inspect.ismethod(fn):
+            return f"{decorator} cannot take the bound method {fn!r}. Decorate it in the class, where it is defined."
+        case _:
+            return f"{decorator} expects a function that is written with `def` or `async def`, not {fn!r}."
+
+
+def _check_type_variables(fn: FunctionType, shown: str) -> None:
+    """Annotations that are strings are looked at when they can be resolved, by the payload plans."""
+    for name, hint in _annotations(fn).items():
+        variables = _type_variables(hint)
+        if variables or getattr(fn, "__type_params__", ()):
+            found = ", ".join(str(variable) for variable in variables or fn.__type_params__)  # type: ignore[attr-defined]
+            what = "the result" if name == "return" else f"parameter {name!r}"
+            raise InvalidArgument(
+                f"{shown}: the type of {what} depends on a type variable ({found}), so it is not known how to read "
+                "its value back from the history. Use a concrete type, or a union of them."
+            )
+
+
+def _annotations(fn: FunctionType) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(fn, format=annotationlib.Format.FORWARDREF)
+    return fn.__annotations__
+
+
+def _type_variables(hint: object) -> tuple[object, ...]:
+    if isinstance(hint, TypeVar | ParamSpec | TypeVarTuple):
+        return (hint,)
+    # A generic class without brackets stands for itself with Any, and is judged by its payload plan.
+    return () if isinstance(hint, type) else tuple(getattr(hint, "__parameters__", ()))
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+RUN_MARK = "__outlast_run__"
+"""Attribute of a function that was marked with @workflow.run: its Scope."""
+
+
+def mark_run(fn: object) -> None:
+    function = check_function(fn, "@workflow.run", named=True)
+    setattr(function, RUN_MARK, Scope.of(code_of(function)))
+
+
+def has_run_method(cls: type) -> bool:
+    return bool(_run_methods(cls))
+
+
+def run_method(cls: type) -> FunctionType:
+    """The method that is marked with @workflow.run. Raises InvalidArgument unless there is exactly one."""
+    marked = _run_methods(cls)
+    if len(marked) == 1:
+        return marked[0]
+    shown = f"@workflow cannot take the class {cls.__qualname__}"
+    if marked:
+        places = ", ".join(f"{fn.__name__} ({where_of(code_of(fn))})" for fn in marked)
+        raise InvalidArgument(f"{shown}: more than one method is marked with @workflow.run: {places}. Mark one.")
+    raise InvalidArgument(
+        f"{shown}: no method is marked with @workflow.run. Mark the one that is the workflow's main function; a method "
+        "that replaces a marked one of a base class is to be marked too."
+    )
+
+
+def _run_methods(cls: type) -> list[FunctionType]:
+    effective: dict[str, object] = {}
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            effective.setdefault(name, value)
+    return [value for value in effective.values() if isinstance(value, FunctionType) and hasattr(value, RUN_MARK)]
+
+
+def check_class(cls: type, *, named: bool) -> FunctionType:
+    """The run method of a class that can be a workflow. Raises InvalidArgument with what to do instead."""
+    method = run_method(cls)
+    shown = f"@workflow cannot take the class {cls.__qualname__} ({where_of(code_of(method))})"
+    if not named:
+        check_name(cls.__qualname__, shown, "@workflow")
+    if inspect.isabstract(cls):
+        raise InvalidArgument(f"{shown}: it is abstract. Decorate the class that implements it.")
+    required = _required_arguments(cls)
+    if required:
+        raise InvalidArgument(
+            f"{shown}: __init__ requires {', '.join(required)}. The class is made anew on every replay, without "
+            f"arguments: take them in {method.__name__}, or give them defaults."
+        )
+    return method
+
+
+def _required_arguments(cls: type) -> list[str]:
+    constructor = inspect.getattr_static(cls, "__init__")
+    if not isinstance(constructor, FunctionType):
+        return []
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in optional]

@@ -1,0 +1,91 @@
+"""Unwinding a run that leaves memory.
+
+Nothing may be left: a suspended greenlet is never collected, a suspended coroutine would be closed by the garbage
+collector at any time and on any thread. So `Evicted` is raised wherever the run's code waits. `finally` blocks run, but
+nothing that they do counts: every durable call and every `await` in them raises `Evicted` again.
+
+Code can swallow that and wait again. Each coroutine is given a number of chances, and all sync calls of the run
+together too; code that is still not done then is left suspended for ever, and reported. It is kept referenced, since
+greenlet would answer dropping it by raising in it once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+from outlast.model.errors import Evicted
+from outlast.sdk.compat import swap_current_task
+from outlast.sdk.tasks import Task
+
+MAX_CHANCES = 200
+"""How often code may wait again while it is unwound. Each nested TaskGroup takes one; nobody nests 200 deep."""
+
+_left_suspended: list[greenlet] = []
+
+
+def evicted() -> Evicted:
+    return Evicted("The run leaves this process's memory. Nothing that its code does now counts; let this pass.")
+
+
+def park(unwinding: greenlet) -> None:
+    """In code that does not end: give up, go back to who unwinds it, and never return."""
+    _left_suspended.append(getcurrent())
+    while True:
+        unwinding.switch()
+
+
+def unwind_strand(strand: greenlet) -> bool:
+    """Whether it has ended."""
+    strand.parent = getcurrent()
+    with suppress(BaseException):  # whatever it ends with does not count
+        strand.throw(evicted())
+    return strand.dead
+
+
+def unwind_task(loop: asyncio.AbstractEventLoop, task: Task[Any]) -> bool:
+    """Whether its coroutine has ended. The task itself stays pending, unseen."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore
+    coroutine: Any = task.get_coro()
+    unwind = partial(_as_current, loop, task, partial(_throw_until_done, coroutine))
+    return coroutine is None or _in_greenlet(lambda: task.where.run(unwind))
+
+
+def unwind_generators(generators: Iterable[Any]) -> bool:
+    """Close async generators that nobody iterates any more."""
+    ended = [_in_greenlet(partial(_throw_until_done, generator.aclose(), begun=False)) for generator in generators]
+    return all(ended)
+
+
+def _in_greenlet(unwind: Callable[[], bool]) -> bool:
+    """Call it where `park` can leave it behind."""
+    outcome: list[bool] = []
+    greenlet(lambda: outcome.append(unwind())).switch()
+    return outcome == [True]
+
+
+def _as_current(loop: asyncio.AbstractEventLoop, task: Task[Any], unwind: Callable[[], bool]) -> bool:
+    before = swap_current_task(loop, task)
+    try:
+        return unwind()
+    finally:
+        swap_current_task(loop, before)
+
+
+def _throw_until_done(coroutine: Any, begun: bool = True) -> bool:
+    for _ in range(MAX_CHANCES):
+        try:
+            if begun:
+                coroutine.throw(evicted())
+            else:
+                coroutine.send(None)
+                begun = True
+        except BaseException:
+            # It has ended; with what does not count.
+            return True
+    return False

@@ -1,0 +1,100 @@
+"""What goes into the SQL statements of the SQLite store, and what comes out of them, as plain data."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from outlast.model.ids import ActivityId, MessageId, NodeId, RunId, TurnId
+from outlast.store.api import Commit, JournalRow, Mail, NewMail, NewTask, RunRow, RunStatus, Task
+from outlast.store.contract import as_text
+from outlast.store.sqlite_sql import OUTGOING_COLUMNS, TURN_COLUMNS
+
+Value: TypeAlias = int | str | None
+Row: TypeAlias = tuple[Value, ...]
+
+Candidate: TypeAlias = tuple[RunId, int, int, NodeId | None]
+"""A run that could be claimed: run_id, priority, due_us, owner."""
+
+# --- in ---------------------------------------------------------------------------------------------------------
+
+NO_TURN: Row = (None,) * len(TURN_COLUMNS)
+NO_MAIL: Row = (None,) * len(OUTGOING_COLUMNS)
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+def as_json(value: object) -> str:
+    return _encode_json(value).decode()
+
+
+def turn_row(commit: Commit) -> Row:
+    events = as_text(commit.events, f"the events of run {commit.run_id}")
+    status = None if commit.status is None else commit.status.value
+    if (create := commit.create) is not None:
+        return (
+            *(commit.run_id, create.owner, 1, commit.count, commit.turn_id, commit.at_us, events),
+            *(status, create.wake_at_us, None, None, as_json(create)),
+        )
+    fence = commit.fence
+    assert fence is not None
+    wake_at_us, error = None, None
+    if (release := commit.release) is not None:
+        status, wake_at_us, error = RunStatus.OPEN.value, release.wake_at_us, release.error
+    consume = as_json(commit.consume) if commit.consume else None
+    return (
+        *(commit.run_id, fence.owner, fence.next_event, commit.count, commit.turn_id, commit.at_us, events),
+        *(status, wake_at_us, error, consume, None),
+    )
+
+
+def mail_row(mail: NewMail) -> Row:
+    return (mail.run_id, mail.message_id, mail.at_us, as_text(mail.body, f"message {mail.message_id}"))
+
+
+def task_row(run_id: RunId, task: NewTask) -> dict[str, Value]:
+    return {
+        "run_id": run_id,
+        "activity_id": task.activity_id,
+        "activity": task.activity,
+        "queue": task.queue,
+        "attempt": task.attempt,
+        "visible_at_us": task.visible_at_us,
+        "body": as_text(task.body, f"the task of activity {task.activity_id}"),
+    }
+
+
+# --- out --------------------------------------------------------------------------------------------------------
+
+decode_runs = msgspec.json.Decoder(list[RunRow]).decode
+decode_candidates = msgspec.json.Decoder(list[Candidate]).decode
+decode_nodes = msgspec.json.Decoder(list[tuple[NodeId, str, bool, int, int | None]], strict=False).decode
+"""node_id, name, alive, counter, lock_file"""
+
+decode_task_ids = msgspec.json.Decoder(list[tuple[RunId, ActivityId]]).decode
+
+_decode_journal = msgspec.json.Decoder(list[tuple[RunId, int, int, TurnId | None, int, str]]).decode
+_decode_mail = msgspec.json.Decoder(list[tuple[int, RunId, MessageId, int, str]]).decode
+_decode_tasks = msgspec.json.Decoder(list[tuple[RunId, ActivityId, str, str, int, str, bool]], strict=False).decode
+
+
+def decode_journal(text: str) -> list[JournalRow]:
+    return [
+        JournalRow(run_id, first_event, count, turn_id, at_us, events.encode())
+        for run_id, first_event, count, turn_id, at_us, events in _decode_journal(text)
+    ]
+
+
+def decode_mail(text: str) -> list[Mail]:
+    return [
+        Mail(mail_id, run_id, message_id, at_us, body.encode())
+        for mail_id, run_id, message_id, at_us, body in _decode_mail(text)
+    ]
+
+
+def decode_tasks(text: str) -> list[Task]:
+    return [
+        Task(run_id, activity_id, activity, queue, attempt, body.encode(), lost)
+        for run_id, activity_id, activity, queue, attempt, body, lost in _decode_tasks(text)
+    ]

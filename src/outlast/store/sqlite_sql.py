@@ -1,0 +1,450 @@
+"""Every SQL statement of the SQLite store, with what it is for. Tables: `migrations/0001_first.sql`.
+
+Theory of operation
+===================
+Python's sqlite3 gives up the GIL around every step of every statement, and takes it back afterwards; while another
+thread runs Python, each such return costs up to the switch interval, 5 ms. So speed is a matter of few statements.
+A batch of commits is therefore ONE statement: an INSERT of all its turns into the view `turns`, whose trigger does
+for each of them what a stored procedure would do elsewhere. When it stands alone it is its own transaction.
+
+A trigger that finds a turn in the wrong stops the whole statement with RAISE(ABORT, reason), which undoes it;
+`sqlite_db.py` then halves the batch until the losers stand alone. The reasons are the values of `Answer` and `Sent`.
+Views and triggers are TEMP: they belong to the connection, and so always to the code that uses it, whatever release
+has last migrated the file. Measured for 64 runs with fsync, rows/s alone and beside a thread that burns Python:
+
+    INSERT into a view with triggers    35,000 - 46,000      8,800
+    multi-row UPDATE FROM and INSERT    29,000               2,300
+    the same over json_each             26,000               2,300
+    executemany, twice                  34,000 - 39,000        200
+    a statement per row                 39,000                 130
+
+The same holds for reading: a SELECT takes one step per row. So what may have many rows comes back as one JSON array.
+
+TEXT costs the same as BLOB, and can be read.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+# --- procedures -------------------------------------------------------------------------------------------------
+
+# One row per commit. `status` is NULL for a run that goes on, 'open' for a release, else how the run ends.
+# `consume` is a JSON array of mail ids, `start` a JSON object with the columns of a new run; mostly both are NULL.
+TURN_COLUMNS = (
+    "run_id",
+    "owner",
+    "next_event",
+    "count",
+    "turn_id",
+    "at_us",
+    "events",
+    "status",
+    "wake_at_us",
+    "error",
+    "consume",
+    "start",
+)
+
+TURNS = f"CREATE TEMP VIEW turns AS SELECT {', '.join(f'NULL AS {column}' for column in TURN_COLUMNS)}"
+
+# Advance, release or close a run. The order: runs, journal, mailbox, tasks.
+# Two UPDATEs, because the first one, which nearly all commits take, must name no column of an index.
+# Rows that only fill up the statement have no run_id.
+ADVANCE = """
+CREATE TEMP TRIGGER advance INSTEAD OF INSERT ON turns WHEN NEW.start IS NULL AND NEW.run_id IS NOT NULL
+BEGIN
+    UPDATE runs
+       SET next_event = NEW.next_event + NEW.count,
+           turn_id = coalesce(NEW.turn_id, turn_id),
+           claims = CASE WHEN NEW.count > 0 THEN 0 ELSE claims END
+     WHERE run_id = NEW.run_id AND owner = NEW.owner AND next_event = NEW.next_event AND status = 'open'
+       AND NEW.status IS NULL;
+    SELECT RAISE(ABORT, 'fenced') WHERE NEW.status IS NULL AND changes() = 0;
+
+    UPDATE runs
+       SET next_event = NEW.next_event + NEW.count,
+           turn_id = coalesce(NEW.turn_id, turn_id),
+           claims = CASE WHEN NEW.count > 0 THEN 0 ELSE claims END,
+           owner = NULL,
+           wake_at_us = NEW.wake_at_us,
+           status = NEW.status,
+           closed_at_us = CASE WHEN NEW.status <> 'open' THEN NEW.at_us END
+     WHERE run_id = NEW.run_id AND owner = NEW.owner AND next_event = NEW.next_event AND status = 'open'
+       AND NEW.status IS NOT NULL;
+    SELECT RAISE(ABORT, 'fenced') WHERE NEW.status IS NOT NULL AND changes() = 0;
+
+    INSERT INTO run_details (run_id, error, error_at)
+    SELECT NEW.run_id, NEW.error, NEW.next_event + NEW.count WHERE NEW.error IS NOT NULL
+        ON CONFLICT (run_id) DO UPDATE SET error = excluded.error, error_at = excluded.error_at;
+    DELETE FROM run_details WHERE NEW.status = 'open' AND NEW.error IS NULL AND run_id = NEW.run_id;
+
+    INSERT INTO journal (run_id, first_event, count, turn_id, at_us, events)
+    SELECT NEW.run_id, NEW.next_event, NEW.count, NEW.turn_id, NEW.at_us, NEW.events WHERE NEW.count > 0;
+
+    DELETE FROM mailbox
+     WHERE NEW.consume IS NOT NULL
+       AND run_id = NEW.run_id AND mail_id IN (SELECT value FROM json_each(NEW.consume));
+    SELECT RAISE(ABORT, 'mail waiting')
+     WHERE NEW.status IS NOT NULL AND NEW.error IS NULL AND EXISTS (SELECT 1 FROM mailbox WHERE run_id = NEW.run_id);
+    UPDATE mailbox SET owner = NULL WHERE NEW.error IS NOT NULL AND run_id = NEW.run_id;
+
+    DELETE FROM tasks WHERE NEW.status <> 'open' AND run_id = NEW.run_id;
+END
+"""
+
+# Create a run with its first events.
+START = """
+CREATE TEMP TRIGGER start INSTEAD OF INSERT ON turns WHEN NEW.start IS NOT NULL
+BEGIN
+    SELECT RAISE(ABORT, 'id in use')
+     WHERE EXISTS (SELECT 1 FROM runs WHERE run_id = NEW.run_id)
+        OR EXISTS (SELECT 1 FROM runs
+                    WHERE status = 'open'
+                      AND namespace = json_extract(NEW.start, '$.namespace')
+                      AND workflow_id = json_extract(NEW.start, '$.workflow_id'))
+        OR json_extract(NEW.start, '$.id_reuse') = 'never'
+           AND EXISTS (SELECT 1 FROM runs
+                        WHERE status <> 'open'
+                          AND namespace = json_extract(NEW.start, '$.namespace')
+                          AND workflow_id = json_extract(NEW.start, '$.workflow_id'));
+
+    INSERT INTO runs (run_id, namespace, workflow_id, workflow, queue, status, owner, next_event, turn_id, wake_at_us,
+                      claims, priority, kind, format, started_at_us, closed_at_us)
+    VALUES (NEW.run_id,
+            json_extract(NEW.start, '$.namespace'),
+            json_extract(NEW.start, '$.workflow_id'),
+            json_extract(NEW.start, '$.workflow'),
+            json_extract(NEW.start, '$.queue'),
+            coalesce(NEW.status, 'open'),
+            CASE WHEN NEW.status IS NULL THEN NEW.owner END,
+            1 + NEW.count,
+            NEW.turn_id,
+            NEW.wake_at_us,
+            0,
+            json_extract(NEW.start, '$.priority'),
+            json_extract(NEW.start, '$.kind'),
+            json_extract(NEW.start, '$.format'),
+            NEW.at_us,
+            CASE WHEN NEW.status IS NOT NULL THEN NEW.at_us END);
+
+    INSERT INTO journal (run_id, first_event, count, turn_id, at_us, events)
+    VALUES (NEW.run_id, 1, NEW.count, NEW.turn_id, NEW.at_us, NEW.events);
+END
+"""
+
+OUTGOING_COLUMNS = ("run_id", "message_id", "at_us", "body")
+
+OUTGOING = f"CREATE TEMP VIEW outgoing AS SELECT {', '.join(f'NULL AS {column}' for column in OUTGOING_COLUMNS)}"
+
+# Put one message into a mailbox. A message id that waits there already is acknowledged again.
+SEND = """
+CREATE TEMP TRIGGER send INSTEAD OF INSERT ON outgoing WHEN NEW.run_id IS NOT NULL
+BEGIN
+    SELECT RAISE(ABORT, 'no such run') WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = NEW.run_id);
+    SELECT RAISE(ABORT, 'closed') WHERE EXISTS (SELECT 1 FROM runs WHERE run_id = NEW.run_id AND status <> 'open');
+    SELECT RAISE(ABORT, 'full')
+     WHERE (SELECT count(*) FROM mailbox WHERE run_id = NEW.run_id) >= {mailbox_limit:d}
+       AND NOT EXISTS (SELECT 1 FROM mailbox WHERE run_id = NEW.run_id AND message_id = NEW.message_id);
+
+    INSERT INTO mailbox (run_id, message_id, owner, queue, at_us, body)
+    SELECT run_id, NEW.message_id, owner, queue, NEW.at_us, NEW.body FROM runs WHERE run_id = NEW.run_id
+        ON CONFLICT (run_id, message_id) DO NOTHING;
+END
+"""
+
+
+def procedures(mailbox_limit: int) -> tuple[str, ...]:
+    """To be executed once on each connection that writes."""
+    return (TURNS, ADVANCE, START, OUTGOING, SEND.format(mailbox_limit=mailbox_limit))
+
+
+@cache
+def insert_turns(rows: int) -> str:
+    return _insert("turns", len(TURN_COLUMNS), rows)
+
+
+@cache
+def insert_outgoing(rows: int) -> str:
+    return _insert("outgoing", len(OUTGOING_COLUMNS), rows)
+
+
+def _insert(view: str, columns: int, rows: int) -> str:
+    row = "(" + ", ".join("?" * columns) + ")"
+    return f"INSERT INTO {view} VALUES " + ", ".join([row] * rows)
+
+
+def _gathered(columns: str, select: str) -> str:
+    """All rows of `select` as one: a JSON array of arrays, or of what `columns` makes of a row."""
+    return f"SELECT json_group_array({columns}) FROM ({select})"
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------
+
+JOIN = "INSERT INTO nodes (name, alive, counter) VALUES (?, 1, 0)"
+
+# The inode of the lock file in which the node holds its byte.
+SET_LOCK_FILE = "UPDATE nodes SET lock_file = ? WHERE node_id = ?"
+
+# The dead that nothing refers to any more: nobody will ask for them again.
+FORGET_DEAD_NODES = """
+DELETE FROM nodes
+ WHERE NOT alive
+   AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.status = 'open' AND runs.owner = nodes.node_id)
+   AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.node = nodes.node_id)
+"""
+
+HEARTBEAT = "UPDATE nodes SET counter = counter + 1 WHERE node_id = ? AND alive"
+
+DECLARE_DEAD = "UPDATE nodes SET alive = 0 WHERE node_id = ? AND alive"
+
+IS_ALIVE = "SELECT 1 FROM nodes WHERE node_id = ? AND alive"
+
+NODES = _gathered(
+    "json_array(node_id, name, alive, counter, lock_file)",
+    """
+SELECT node_id, name, alive, counter, lock_file
+  FROM nodes
+ WHERE alive
+    OR EXISTS (SELECT 1 FROM runs WHERE runs.status = 'open' AND runs.owner = nodes.node_id)
+    OR EXISTS (SELECT 1 FROM tasks WHERE tasks.node = nodes.node_id)
+ ORDER BY node_id
+""",
+)
+
+# --- claims of runs ---------------------------------------------------------------------------------------------
+# Candidates come as (run_id, priority, due_us, owner), the best `limit` of each kind; `sqlite_claims.py` merges them.
+# Nothing here may take longer because many runs sleep, or because many are due: so for each queue the priorities
+# in use are found by jumping through the index, and of each only the first `limit` are read.
+
+# Owners that are not alive, or of whom there is no row any more.
+_DEAD_OWNERS = """
+    owners (owner) AS (
+        SELECT (SELECT min(owner) FROM runs WHERE status = 'open' AND owner IS NOT NULL)
+        UNION ALL
+        SELECT (SELECT min(runs.owner) FROM runs WHERE runs.status = 'open' AND runs.owner > owners.owner)
+          FROM owners WHERE owners.owner IS NOT NULL
+    ),
+    dead (owner) AS (
+        SELECT owner FROM owners WHERE owner IS NOT NULL AND owner NOT IN (SELECT node_id FROM nodes WHERE alive)
+    )"""
+
+_LEVELS = """
+    levels (owner, queue, priority) AS (
+        SELECT {first}.owner, queues.value,
+               (SELECT max(priority) FROM runs
+                 WHERE status = 'open' AND owner IS {first}.owner AND namespace = :namespace AND queue = queues.value)
+          FROM {first}, json_each(:queues) AS queues
+        UNION ALL
+        SELECT levels.owner, levels.queue,
+               (SELECT max(runs.priority) FROM runs
+                 WHERE runs.status = 'open' AND runs.owner IS levels.owner AND runs.namespace = :namespace
+                   AND runs.queue = levels.queue AND runs.priority < levels.priority)
+          FROM levels WHERE levels.priority IS NOT NULL
+    )"""
+
+_HOSTED = "{runs}.workflow IN (SELECT value FROM json_each(:workflows)) AND {runs}.format <= :max_format"
+
+_CANDIDATE = "json_array(run_id, priority, due_us, owner)"
+
+LOST_RUNS = _gathered(
+    _CANDIDATE,
+    f"""
+WITH RECURSIVE {_DEAD_OWNERS}, {_LEVELS.format(first="dead")}
+SELECT runs.run_id, runs.priority, coalesce(runs.wake_at_us, 0) AS due_us, runs.owner
+  FROM levels CROSS JOIN runs
+    ON runs.run_id IN (
+        SELECT run.run_id FROM runs AS run
+         WHERE run.status = 'open' AND run.owner = levels.owner AND run.namespace = :namespace
+           AND run.queue = levels.queue AND run.priority = levels.priority
+           AND {_HOSTED.format(runs="run")}
+         ORDER BY run.wake_at_us, run.run_id LIMIT :limit)
+ ORDER BY runs.priority DESC, due_us, runs.run_id
+ LIMIT :limit
+""",
+)
+
+DUE_RUNS = _gathered(
+    _CANDIDATE,
+    f"""
+WITH RECURSIVE nobody (owner) AS (SELECT NULL), {_LEVELS.format(first="nobody")}
+SELECT runs.run_id, runs.priority, runs.wake_at_us AS due_us, runs.owner
+  FROM levels CROSS JOIN runs
+    ON runs.run_id IN (
+        SELECT run.run_id FROM runs AS run
+         WHERE run.status = 'open' AND run.owner IS NULL AND run.namespace = :namespace
+           AND run.queue = levels.queue AND run.priority = levels.priority AND run.wake_at_us <= :now_us
+           AND {_HOSTED.format(runs="run")}
+         ORDER BY run.wake_at_us, run.run_id LIMIT :limit)
+ ORDER BY runs.priority DESC, runs.wake_at_us, runs.run_id
+ LIMIT :limit
+""",
+)
+
+RUNS_WITH_MAIL = _gathered(
+    _CANDIDATE,
+    f"""
+SELECT runs.run_id, runs.priority, min(mailbox.at_us) AS due_us, runs.owner
+  FROM mailbox CROSS JOIN runs ON runs.run_id = mailbox.run_id
+ WHERE mailbox.owner IS NULL AND mailbox.queue IN (SELECT value FROM json_each(:queues))
+   AND runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
+   AND {_HOSTED.format(runs="runs")}
+   AND NOT EXISTS (SELECT 1 FROM run_details AS parked
+                    WHERE parked.run_id = runs.run_id AND parked.error_at = runs.next_event)
+ GROUP BY runs.run_id
+ ORDER BY runs.priority DESC, due_us, runs.run_id
+ LIMIT :limit
+""",
+)
+
+PARKED_RUNS = _gathered(
+    _CANDIDATE,
+    f"""
+SELECT runs.run_id, runs.priority, :now_us AS due_us, runs.owner
+  FROM run_details CROSS JOIN runs ON runs.run_id = run_details.run_id
+ WHERE run_details.error_at = runs.next_event
+   AND runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
+   AND runs.queue IN (SELECT value FROM json_each(:queues))
+   AND {_HOSTED.format(runs="runs")}
+ ORDER BY runs.priority DESC, runs.run_id
+ LIMIT :limit
+""",
+)
+
+TAKE_RUNS = """
+UPDATE runs SET owner = :node, claims = claims + 1 WHERE run_id IN (SELECT value FROM json_each(:run_ids))
+"""
+
+# Mail is stamped with the owner of its run.
+TAKE_MAIL = "UPDATE mailbox SET owner = :node WHERE run_id IN (SELECT value FROM json_each(:run_ids))"
+
+# --- tasks ------------------------------------------------------------------------------------------------------
+
+ADD_TASK = """
+INSERT OR REPLACE INTO tasks (run_id, activity_id, namespace, activity, queue, attempt, visible_at_us, node, body)
+SELECT run_id, :activity_id, namespace, :activity, :queue, :attempt, :visible_at_us, NULL, :body
+  FROM runs WHERE run_id = :run_id
+"""
+
+TASKS_OF = _gathered(
+    "json_array(run_id, activity_id)",
+    "SELECT * FROM tasks WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY run_id, activity_id",
+)
+
+DROP_TASK = "DELETE FROM tasks WHERE run_id = ? AND activity_id = ?"
+
+# Candidates come as the fields of `Task`: first those nobody claimed ...
+_TASK = "json_array(run_id, activity_id, activity, queue, attempt, body, node IS NOT NULL)"
+
+FREE_TASKS = _gathered(
+    _TASK,
+    """
+SELECT *
+  FROM tasks
+ WHERE node IS NULL AND namespace = :namespace AND queue IN (SELECT value FROM json_each(:queues))
+   AND visible_at_us <= :now_us AND activity IN (SELECT value FROM json_each(:activities))
+ ORDER BY visible_at_us, run_id, activity_id
+ LIMIT :limit
+""",
+)
+
+# ... and those whose claimer is not alive.
+LOST_TASKS = _gathered(
+    _TASK,
+    """
+WITH RECURSIVE claimers (node) AS (
+    SELECT (SELECT min(node) FROM tasks WHERE node IS NOT NULL)
+    UNION ALL
+    SELECT (SELECT min(tasks.node) FROM tasks WHERE tasks.node > claimers.node)
+      FROM claimers WHERE claimers.node IS NOT NULL
+)
+SELECT *
+  FROM tasks
+ WHERE node IN (SELECT node FROM claimers WHERE node IS NOT NULL EXCEPT SELECT node_id FROM nodes WHERE alive)
+   AND namespace = :namespace AND queue IN (SELECT value FROM json_each(:queues))
+   AND visible_at_us <= :now_us AND activity IN (SELECT value FROM json_each(:activities))
+ ORDER BY visible_at_us, run_id, activity_id
+ LIMIT :limit
+""",
+)
+
+TAKE_TASK = "UPDATE tasks SET node = ? WHERE run_id = ? AND activity_id = ?"
+
+REMOVE_TASK = "DELETE FROM tasks WHERE run_id = ? AND activity_id = ? AND attempt = ? AND node = ?"
+
+# The outcome of a task. No look at the limit of the mailbox: it has no sender who could try again later, and there
+# are never more of them than tasks.
+DELIVER = """
+INSERT INTO mailbox (run_id, message_id, owner, queue, at_us, body)
+SELECT run_id, :message_id, owner, queue, :at_us, :body FROM runs WHERE run_id = :run_id
+    ON CONFLICT (run_id, message_id) DO NOTHING
+"""
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+_RUN = """json_object(
+    'run_id', run_id, 'namespace', namespace, 'workflow_id', workflow_id, 'workflow', workflow, 'queue', queue,
+    'status', status, 'owner', owner, 'next_event', next_event, 'turn_id', turn_id, 'wake_at_us', wake_at_us,
+    'claims', claims, 'priority', priority, 'kind', kind, 'format', format,
+    'started_at_us', started_at_us, 'closed_at_us', closed_at_us,
+    'error', (SELECT error FROM run_details WHERE run_details.run_id = found.run_id AND error_at = next_event))"""
+
+
+def _gathered_runs(condition: str) -> str:
+    return f"SELECT json_group_array({_RUN}) FROM (SELECT * FROM runs WHERE {condition}) AS found"
+
+
+RUN = _gathered_runs("run_id = ?")
+RUNS_BY_ID = _gathered_runs("run_id IN (SELECT value FROM json_each(:run_ids))")
+CLOSED_OF = _gathered_runs("status <> 'open' AND run_id IN (SELECT value FROM json_each(?)) ORDER BY run_id")
+# Two searches, since each index has only one kind.
+FIND = _gathered_runs(
+    "run_id = coalesce("
+    "(SELECT run_id FROM runs WHERE status = 'open' AND namespace = :namespace AND workflow_id = :workflow_id), "
+    "(SELECT max(run_id) FROM runs WHERE status <> 'open' AND namespace = :namespace AND workflow_id = :workflow_id))"
+)
+
+# Conditions of a listing; literals where an index is partial.
+FILTER_NAMESPACE = "namespace = :namespace"
+FILTER_WORKFLOW_ID = "workflow_id = :workflow_id"
+FILTER_WORKFLOW = "workflow = :workflow"
+FILTER_OPEN = "status = 'open'"
+FILTER_CLOSED_AS = "status <> 'open' AND status = :status"
+FILTER_BEFORE = "run_id < :before"
+
+
+def list_runs(conditions: list[str]) -> str:
+    return _gathered_runs(" AND ".join(conditions) + " ORDER BY run_id DESC LIMIT :limit")
+
+
+_JOURNAL_ROW = "json_array(run_id, first_event, count, turn_id, at_us, events)"
+
+# From the row in which the event is: that with the greatest first_event up to it.
+HISTORY = _gathered(
+    _JOURNAL_ROW,
+    """
+SELECT *
+  FROM journal
+ WHERE run_id = :run_id
+   AND first_event >= coalesce(
+        (SELECT max(first_event) FROM journal WHERE run_id = :run_id AND first_event <= :from_event), 0)
+   AND first_event + count > :from_event
+ ORDER BY first_event
+""",
+)
+
+HISTORIES = _gathered(
+    _JOURNAL_ROW,
+    """
+SELECT *
+  FROM journal
+ WHERE run_id IN (SELECT value FROM json_each(?))
+ ORDER BY run_id, first_event
+""",
+)
+
+_MAIL = "json_array(mail_id, run_id, message_id, at_us, body)"
+
+MAIL_OF = _gathered(_MAIL, "SELECT * FROM mailbox WHERE owner = ? ORDER BY mail_id LIMIT ?")
+
+MAIL_FOR = _gathered(_MAIL, "SELECT * FROM mailbox WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY mail_id")
