@@ -63,8 +63,7 @@ PRAGMAS = (
 
 INSERT_RUN = "INSERT INTO runs VALUES (?, ?, 'chain', 'default', 'open', 1, ?, ?, ?, NULL)"
 GUARD = (
-    "UPDATE runs SET next_event = ?, turn_id = ? "
-    "WHERE run_id = ? AND owner = 1 AND next_event = ? AND status = 'open'"
+    "UPDATE runs SET next_event = ?, turn_id = ? WHERE run_id = ? AND owner = 1 AND next_event = ? AND status = 'open'"
 )
 GUARD_AND_CLOSE = (
     "UPDATE runs SET next_event = ?, turn_id = ?, status = 'completed', owner = NULL, closed_at_us = ? "
@@ -73,9 +72,7 @@ GUARD_AND_CLOSE = (
 INSERT_JOURNAL = "INSERT INTO journal (run_id, first_event, count, turn_id, at_us, events) VALUES (?, ?, ?, ?, ?, ?)"
 
 # The events that Outlast writes for the workflow `chain` of `outlast_driver.py`, byte for byte of the same shape.
-_SCHEDULED = (
-    '{"type":"ActivityScheduled","activity_id":"7","activity":"step","arguments":{"args":[{"data":7}]}}'
-)
+_SCHEDULED = '{"type":"ActivityScheduled","activity_id":"7","activity":"step","arguments":{"args":[{"data":7}]}}'
 _COMPLETED = (
     '{"type":"ActivityCompleted","activity_id":"7","started_at_us":1700000000000000,"result":{"data":"step 7 done"}}'
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -41,10 +42,18 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 
 @contextmanager
-def child(argv: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+def child(
+    argv: Sequence[str], log: IO[bytes], environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A process whose stdout is read as text; it has ended when the block is left."""
     process = subprocess.Popen(
-        argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+        argv,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
     )
     try:
         yield process
@@ -52,6 +61,15 @@ def child(argv: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[str]
         end(process)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def read_line(process: subprocess.Popen[str], wanted: str, *, timeout_s: float) -> None:
+    """Wait until the child has said its first line, which must be the wanted one. Raises ChildFailed."""
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], timeout_s)
+    said = process.stdout.readline().strip() if readable else "nothing"
+    if said != wanted:
+        raise ChildFailed(f"{_name(list(map(str, process.args)))} said {said!r}, expected {wanted!r}; see its log")  # type: ignore[arg-type]
 
 
 def result_of(argv: Sequence[str], *, timeout_s: float) -> Any:

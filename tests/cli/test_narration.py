@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import get_args
 
 import pytest
@@ -172,6 +173,7 @@ def test_recorded_text_cannot_steer_the_terminal_or_break_the_line() -> None:
 def test_a_chain_of_failures_names_each_cause_and_its_place() -> None:
     lost = Failure("ActivityLost", "its process is gone", FailureKind.LOST)
     trace = 'Traceback (most recent call last):\n  File "/shop/pay.py", line 12, in charge\n    raise CardRefused\n'
+    trace += f'  File "{json.__file__}", line 346, in loads\n'
     refused = Failure("shop.errors:CardRefused", "no funds", traceback=trace, cause=lost)
 
     assert failure_chain(Failure("OrderFailed", "", cause=refused)) == [

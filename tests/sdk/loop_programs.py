@@ -135,11 +135,9 @@ async def do_as_completed(node: Node, here: str) -> Any:
     started = tasks(node, here) if node[1] % 2 else children(node, here)
     try:
         if node[1] % 4 < 2 and sys.version_info >= (3, 13):
-            async for task in asyncio.as_completed(started, timeout=timeout):
-                finished.append(str(task.exception()))
+            finished += [str(task.exception()) async for task in asyncio.as_completed(started, timeout=timeout)]
         else:
-            for next_done in asyncio.as_completed(started, timeout=timeout):
-                finished.append(str(await next_done))
+            finished += [str(await next_done) for next_done in asyncio.as_completed(started, timeout=timeout)]
     finally:
         trace((here, finished))
     return finished

@@ -100,13 +100,17 @@ class World:
         else:
             self.turn(lambda: future.set_exception(Broken(what)))
 
-    def live(self, main: Callable[[], Any], pick: Pick, *, is_async: bool = True, limit: int = 500) -> asyncio.Future[Any]:
+    def live(
+        self, main: Callable[[], Any], pick: Pick, *, is_async: bool = True, limit: int = 500
+    ) -> asyncio.Future[Any]:
         """Run until it is done, or waits for nothing. Whatever is open may happen next, timers in their order."""
         done = self.loop.start(main, is_async=is_async)
         self.turn()
         while not done.done():
             choices: list[Event] = [
-                (kind, waiting, self.loop.now_us + 1) for waiting in self.activities for kind in ("done", "done", "failed")
+                (kind, waiting, self.loop.now_us + 1)
+                for waiting in self.activities
+                for kind in ("done", "done", "failed")
             ]
             if self.timers:
                 first = min(self.timers, key=lambda timer: (self.timers[timer], int(timer)))

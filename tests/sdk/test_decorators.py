@@ -497,16 +497,36 @@ def test_the_plan_is_made_once_and_shared_by_what_is_derived() -> None:
     assert plan is not CheaperPayments.refund.plan
 
 
-def test_a_definition_lets_its_frames_go_once_the_plan_is_made() -> None:
-    def define() -> tuple[Durable[..., Any], "weakref.ref[Any]"]:
-        class Big: ...
+def test_a_definition_keeps_nothing_alive_but_types() -> None:
+    class Large: ...
 
-        @activity(name="holder")
-        def holder(n: int) -> None: ...
+    def define(late: bool) -> tuple[Durable[..., Any], "weakref.ref[Large]"]:
+        large = Large()
 
-        return holder, weakref.ref(Big)
+        @activity(name="one of two")
+        def plain(n: "Large") -> None: ...
 
-    durable, big = define()
-    assert durable.plan is not None
+        @activity(name="two of two")
+        def forward(n: "Late") -> None: ...
+
+        class Late: ...
+
+        return (forward if late else plain), weakref.ref(large)
+
+    plain, large = define(late=False)
     gc.collect()
-    assert big() is None
+    assert large() is None
+    assert plain.localns["Large"] is Large
+
+    forward, large = define(late=True)
+    assert forward.plan is not None
+    gc.collect()
+    assert large() is None
+    assert forward.localns["Late"].__name__ == "Late"
+
+
+@pytest.mark.parametrize("until", [True, None, asyncio.sleep])
+def test_a_condition_that_is_always_true_is_refused(run: SpokenTo, until: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"workflow\.wait\(\) expects a plain function"):
+        workflow.wait(until)
+    assert run.asked == []

@@ -105,7 +105,10 @@ def test_a_generic_class_without_brackets_is_left_to_the_payload_plan() -> None:
 def test_type_parameters_of_a_function_are_refused() -> None:
     names: dict[str, Any] = {}
     exec("def generic[T](value: T) -> T: return value", names)
-    with pytest.raises(InvalidArgument, match=r"type variable \(T\)"):
+    with pytest.raises(InvalidArgument, match=r"the type of parameter 'value' depends on a type variable \(T\)"):
+        activity(names["generic"])
+    exec("from __future__ import annotations\ndef generic[T](value: T) -> T: return value", names)
+    with pytest.raises(InvalidArgument, match=r"its signature depends on a type variable \(T\)"):
         activity(names["generic"])
 
 

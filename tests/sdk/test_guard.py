@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from sdk.guard_world import module, turn
 
 # Name of the case: (module-level code, the line of the workflow that is to blame, what must be said to use).
@@ -199,7 +200,9 @@ def test_a_connection_deep_inside_a_library_is_put_down_to_the_line_that_asked(t
                 connection.connect(("127.0.0.1", 9))
         """,
     )
-    made = module(tmp_path, f"import {library.__name__} as requests\ndef flow():\n    requests.get('http://localhost')\n")
+    made = module(
+        tmp_path, f"import {library.__name__} as requests\ndef flow():\n    requests.get('http://localhost')\n"
+    )
     text = str(turn(made.flow).violation)
     assert "`requests.get('http://localhost')`, and so socket.connect, at" in text
     assert f"{made.__file__}:3, in flow" in text

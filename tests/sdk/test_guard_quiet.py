@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sdk.guard_world import module, turn
 
 from outlast.sdk import guard
+from sdk.guard_world import module, turn
 
 REPEATABLE = {
     "datetime of numbers": "datetime.datetime(2024, 1, 1) + datetime.timedelta(days=1)",
@@ -167,7 +167,13 @@ def test_patched_things_behave_as_before() -> None:
     random.seed(5)
     first = [random.randint(1, 1000), random.random(), random.choice("abc"), random.getrandbits(9), random.gauss(0, 1)]
     again = random.Random(5)
-    assert first == [again.randint(1, 1000), again.random(), again.choice("abc"), again.getrandbits(9), again.gauss(0, 1)]
+    assert first == [
+        again.randint(1, 1000),
+        again.random(),
+        again.choice("abc"),
+        again.getrandbits(9),
+        again.gauss(0, 1),
+    ]
     shared = random.randint.__self__  # type: ignore[attr-defined]
     assert isinstance(shared, random.Random)
     assert pickle.loads(pickle.dumps(shared)).getstate() == shared.getstate()

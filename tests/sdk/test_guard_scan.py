@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sdk.guard_world import module
 
 from outlast.sdk import guard
+from sdk.guard_world import module
 
 SOURCE = """
 import datetime as dt

@@ -15,10 +15,10 @@ from typing import Any
 
 import greenlet
 import pytest
-from sdk.guard_world import module, turn
 
 from outlast.model.errors import DeterminismViolation
 from outlast.sdk import guard
+from sdk.guard_world import module, turn
 
 CLOCKS = "import time\nfrom random import randint\nfrom datetime import datetime\n"
 
@@ -179,8 +179,7 @@ class Fiber:
 def test_greenlets_are_guarded_in_the_turn_that_resumes_them(tmp_path: Path, suspended_in_turn: int) -> None:
     made = module(
         tmp_path,
-        CLOCKS
-        + f"def flow(switch):\n    for _ in range({suspended_in_turn}):\n        switch()\n    datetime.now()\n",
+        CLOCKS + f"def flow(switch):\n    for _ in range({suspended_in_turn}):\n        switch()\n    datetime.now()\n",
     )
     fiber = Fiber(made.flow)
     for _ in range(suspended_in_turn):
@@ -295,7 +294,9 @@ def test_the_ids_of_debuggers_coverage_and_profilers_are_left_to_them(flow: Call
     executed: list[int] = []
     monitoring.use_tool_id(monitoring.PROFILER_ID, "another tool")
     try:
-        monitoring.register_callback(monitoring.PROFILER_ID, monitoring.events.LINE, lambda code, line: executed.append(line))
+        monitoring.register_callback(
+            monitoring.PROFILER_ID, monitoring.events.LINE, lambda code, line: executed.append(line)
+        )
         monitoring.set_local_events(monitoring.PROFILER_ID, flow.__code__, monitoring.events.LINE)  # type: ignore[attr-defined]
         assert turn(flow).raised is not None
     finally:

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import outlast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import outlast
 from sdk.loop_programs import Node, draw_program, program
 from sdk.loop_world import World
 

@@ -142,7 +142,8 @@ async def waits() -> list[str]:
 
     task = asyncio.create_task(fill())
     log.append(f"too early: {await workflow.wait(lambda: box, timeout='5 seconds')}")
-    log.append(f"in time: {await workflow.wait(lambda: box, timeout="1 minute", label="the box")}")
+    in_time = await workflow.wait(lambda: box, timeout="1 minute", label="the box")
+    log.append(f"in time: {in_time}")
     await task
     return log
 

@@ -46,9 +46,7 @@ def load_workflow(text: str) -> AnyDurable:
     """The workflow that `FILE.py:WORKFLOW` names."""
     target = parse_target(text)
     if not target.name or not target.module:
-        raise CallError(
-            f"{text!r} does not name a workflow. Write FILE.py:WORKFLOW, such as orders.py:fulfil_order."
-        )
+        raise CallError(f"{text!r} does not name a workflow. Write FILE.py:WORKFLOW, such as orders.py:fulfil_order.")
     module = load_module(target)
     known = workflows_of(module)
     found = known.get(target.name) or next((each for each in known.values() if each.name == target.name), None)

@@ -29,9 +29,7 @@ QUOTING = """A text needs quotes of its own inside those of the shell: '"order-1
 @click.argument("target", metavar="FILE.py:WORKFLOW")
 @click.argument("arguments", nargs=-1, metavar="[JSON]...")
 @click.option("--kwargs", metavar="JSON", help="""Arguments by name, instead of by position: '{"amount": 7}'.""")
-@click.option(
-    "--id", "workflow_id", metavar="ID", help="Your name for the run. Default: a random one."
-)
+@click.option("--id", "workflow_id", metavar="ID", help="Your name for the run. Default: a random one.")
 @common_options
 @click.pass_obj
 def run_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import msgspec
@@ -49,5 +50,10 @@ def _place(failure: Failure) -> str:
     frames = _FRAME.findall(failure.traceback)
     if not frames:
         return ""
-    path, line, function = frames[-1]
-    return one_line(f" (at {path}:{line} in {function})", 400)
+    # Rather the user's line than that of a library which it called.
+    path, line, function = next((frame for frame in reversed(frames) if not _is_library(frame[0])), frames[-1])
+    return f" (at {one_line(path, 300)}:{line} in {one_line(function)})"
+
+
+def _is_library(path: str) -> bool:
+    return "site-packages" in path or path.startswith((os.path.dirname(os.__file__), "<frozen"))

@@ -197,7 +197,7 @@ class _Turn:
 
     def finish(self) -> Decision:
         decision = self.decision
-        if decision.stop and decision.dispatch:
+        if decision.dispatch:
             decision.dispatch = [each for each in decision.dispatch if each in self.state.activities]
         return decision
 

@@ -116,6 +116,13 @@ class Membership:
         await self.node.stop()
         await self._store.declare_dead(self.node.node_id)
 
+    def abandon(self) -> None:
+        """Stop at once and write nothing, as if the process had ended: others take over what this node had."""
+        if self._rounds is not None:
+            self._rounds.cancel()
+            self._rounds = None
+        self.node.abandon()
+
     def hint(self) -> None:
         """Somebody has written something: look soon."""
         self._hint.set()

@@ -6,6 +6,7 @@ they ask the run, or the attempt, in which the code runs, and say so where there
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +24,10 @@ from typing import (
 )
 
 from outlast.model.durations import Duration, to_microseconds
-from outlast.model.errors import DurableCallError
+from outlast.model.errors import DurableCallError, InvalidArgument
 from outlast.sdk.activity_context import ActivityInfo, AttemptLogger, attempt_info
 from outlast.sdk.context import RunContext, RunLogger, WorkflowInfo, current_run
-from outlast.sdk.definition import RUN_MARK, Scope, check_class, check_function, code_of, mark_run
+from outlast.sdk.definition import RUN_MARK, check_class, check_function, mark_run
 from outlast.sdk.durable import ENTRY, Durable
 from outlast.sdk.options import (
     ActivityDefinition,
@@ -38,6 +39,7 @@ from outlast.sdk.options import (
 )
 from outlast.sdk.pending import Pending
 from outlast.sdk.registry import activity_of, declare
+from outlast.sdk.scope import Scope
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -151,8 +153,13 @@ class WorkflowApi:
 
         The condition may only look: it is evaluated many times. Await it, or call `.result()` in a `def` workflow.
         """
-        timeout_us = None if timeout is None else to_microseconds(timeout)
-        return _run("workflow.wait()").wait(until, timeout_us, label)
+        run = _run("workflow.wait()")
+        if not callable(until) or inspect.iscoroutinefunction(until):
+            raise InvalidArgument(
+                f"workflow.wait() expects a plain function that tells whether to go on, not {until!r}. It is called "
+                "again and again: `workflow.wait(lambda: self.decision is not None)`."
+            )
+        return run.wait(until, None if timeout is None else to_microseconds(timeout), label)
 
     # --- activities ---------------------------------------------------------------------------------------------------
 
@@ -224,7 +231,7 @@ def _run(what: str) -> RunContext:
 
 def _make_function(target: Any, kind: Any, definition: Definition) -> Durable[..., Any]:
     fn = check_function(target, f"@{kind}", named=definition.name is not None)
-    durable: Durable[..., Any] = Durable(fn, kind, definition, Scope.of(code_of(fn)))
+    durable: Durable[..., Any] = Durable(fn, kind, definition, Scope.of(fn))
     declare(durable)
     return durable
 

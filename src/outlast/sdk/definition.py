@@ -1,71 +1,20 @@
-"""What may be decorated, and what is remembered about the place where it was.
+"""What may be decorated, and what is said to whoever decorates anything else.
 
 A name in a history must lead back to the same code in another process, years later; so what has no name that a
 second process would find (a lambda, a function inside a function) is refused where it is decorated, and not when
 a run is stuck. What can be seen only from the types (payloads) is checked later, when names can be resolved.
-
-Annotations may name what is defined further down, or what only the function around knows. They are resolved when a
-worker starts, and until then the frames of the definition are kept: `Scope`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Mapping
-from types import CodeType, FrameType, FunctionType
+from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast
 
 from outlast.model.errors import InvalidArgument
-
-MAX_FRAMES = 20
-"""How far up the stack the definition is looked for: decorators that call ours are never nested so deep."""
-
-
-class Scope:
-    """The names that were visible where a function was defined, besides its module's.
-
-    Holds the frames of the definition, since names may be bound after the decorator ran; let go by `release`.
-    """
-
-    __slots__ = ("_frames",)
-
-    def __init__(self, frames: tuple[FrameType, ...] = ()) -> None:
-        self._frames = frames
-
-    @classmethod
-    def of(cls, code: CodeType) -> Scope:
-        """Of the function with this code, whose definition is going on somewhere up the present stack."""
-        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-        for _ in range(MAX_FRAMES):
-            if frame is None:
-                return cls()
-            # A function's code is a constant of the code that defines it: no name can be as sure as that.
-            if any(constant is code for constant in frame.f_code.co_consts):
-                return cls(_lexical_frames(frame))
-            frame = frame.f_back
-        return cls()
-
-    def names(self) -> Mapping[str, Any]:
-        found: dict[str, Any] = {}
-        for frame in reversed(self._frames):
-            found.update(frame.f_locals)
-        return found
-
-    def release(self) -> None:
-        self._frames = ()
-
-
-def _lexical_frames(frame: FrameType | None) -> tuple[FrameType, ...]:
-    """From the frame of a definition outwards: class bodies, up to the function in which they stand."""
-    frames: list[FrameType] = []
-    while frame is not None and frame.f_code.co_name != "<module>":
-        frames.append(frame)
-        if frame.f_code.co_flags & inspect.CO_NEWLOCALS and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
-            break  # a function: what stands around it has passed its names on as cells
-        frame = frame.f_back
-    return tuple(frames)
+from outlast.sdk.scope import Scope, annotations_of
 
 
 def code_of(fn: Callable[..., Any]) -> CodeType:
@@ -146,23 +95,21 @@ def _why_no_function(fn: object, decorator: str) -> str:
 
 def _check_type_variables(fn: FunctionType, shown: str) -> None:
     """Annotations that are strings are looked at when they can be resolved, by the payload plans."""
-    for name, hint in _annotations(fn).items():
+    for name, hint in annotations_of(fn).items():
         variables = _type_variables(hint)
-        if variables or getattr(fn, "__type_params__", ()):
-            found = ", ".join(str(variable) for variable in variables or fn.__type_params__)  # type: ignore[attr-defined]
-            what = "the result" if name == "return" else f"parameter {name!r}"
-            raise InvalidArgument(
-                f"{shown}: the type of {what} depends on a type variable ({found}), so it is not known how to read "
-                "its value back from the history. Use a concrete type, or a union of them."
-            )
+        if variables:
+            what = "the type of the result" if name == "return" else f"the type of parameter {name!r}"
+            raise InvalidArgument(_on_type_variables(shown, what, variables))
+    parameters: tuple[object, ...] = getattr(fn, "__type_params__", ())
+    if parameters:
+        raise InvalidArgument(_on_type_variables(shown, "its signature", parameters))
 
 
-def _annotations(fn: FunctionType) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 14):
-        import annotationlib
-
-        return annotationlib.get_annotations(fn, format=annotationlib.Format.FORWARDREF)
-    return fn.__annotations__
+def _on_type_variables(shown: str, what: str, variables: tuple[object, ...]) -> str:
+    return (
+        f"{shown}: {what} depends on a type variable ({', '.join(map(str, variables))}), so it is not known how to "
+        "read the value back from the history. Use a concrete type, or a union of them."
+    )
 
 
 def _type_variables(hint: object) -> tuple[object, ...]:
@@ -180,7 +127,7 @@ RUN_MARK = "__outlast_run__"
 
 def mark_run(fn: object) -> None:
     function = check_function(fn, "@workflow.run", named=True)
-    setattr(function, RUN_MARK, Scope.of(code_of(function)))
+    setattr(function, RUN_MARK, Scope.of(function))
 
 
 def has_run_method(cls: type) -> bool:

@@ -21,8 +21,9 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeAlia
 from outlast.model.errors import DurableCallError, InvalidArgument
 from outlast.sdk.context import RunContext, current_run
 from outlast.sdk.converter import CallPlan, Converter
-from outlast.sdk.definition import Scope, code_of, where_of
+from outlast.sdk.definition import code_of, where_of
 from outlast.sdk.options import ActivityOptions, Definition
+from outlast.sdk.scope import Scope
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -72,6 +73,7 @@ class Durable(Generic[P, R]):
 
     @property
     def __outlast_kind__(self) -> Kind:
+        """By this `definition`, which knows nothing of this class, tells what is decorated already."""
         return self.kind
 
     # --- calling ------------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ class Durable(Generic[P, R]):
         if self.origin is not self:
             return self.origin.plan
         plan = self.plan_with(DEFAULT_CONVERTER)
-        self._scope.release()
+        self._scope.settle()
         return plan
 
     def plan_with(self, converter: Converter) -> CallPlan:
@@ -182,7 +184,7 @@ class Durable(Generic[P, R]):
 
     @property
     def localns(self) -> Mapping[str, Any]:
-        """Names that were visible at the definition, besides those of the module; until the plan has been made."""
+        """Names that were visible at the definition, besides those of the module."""
         return self._scope.names()
 
     # --- identity -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ nothing that they do counts: every durable call and every `await` in them raises
 
 Code can swallow that and wait again. Each coroutine is given a number of chances, and all sync calls of the run
 together too; code that is still not done then is left suspended for ever, and reported. It is kept referenced, since
-greenlet would answer dropping it by raising in it once more.
+Python would answer dropping it by raising in it once more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from outlast.sdk.tasks import Task
 MAX_CHANCES = 200
 """How often code may wait again while it is unwound. Each nested TaskGroup takes one; nobody nests 200 deep."""
 
-_left_suspended: list[greenlet] = []
+_left_suspended: list[object] = []
 
 
 def evicted() -> Evicted:
@@ -50,10 +51,15 @@ def unwind_strand(strand: greenlet) -> bool:
 
 def unwind_task(loop: asyncio.AbstractEventLoop, task: Task[Any]) -> bool:
     """Whether its coroutine has ended. The task itself stays pending, unseen."""
-    task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore
+    disown(task)
     coroutine: Any = task.get_coro()
     unwind = partial(_as_current, loop, task, partial(_throw_until_done, coroutine))
-    return coroutine is None or _in_greenlet(lambda: task.where.run(unwind))
+    return coroutine is None or _in_greenlet(lambda: task.where.copy().run(unwind))
+
+
+def disown(task: Task[Any]) -> None:
+    """It may be dropped though it is pending."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore
 
 
 def unwind_generators(generators: Iterable[Any]) -> bool:
@@ -65,7 +71,9 @@ def unwind_generators(generators: Iterable[Any]) -> bool:
 def _in_greenlet(unwind: Callable[[], bool]) -> bool:
     """Call it where `park` can leave it behind."""
     outcome: list[bool] = []
-    greenlet(lambda: outcome.append(unwind())).switch()
+    unwinding = greenlet(lambda: outcome.append(unwind()))
+    unwinding.gr_context = copy_context()
+    unwinding.switch()
     return outcome == [True]
 
 
@@ -88,4 +96,5 @@ def _throw_until_done(coroutine: Any, begun: bool = True) -> bool:
         except BaseException:
             # It has ended; with what does not count.
             return True
+    _left_suspended.append(coroutine)
     return False

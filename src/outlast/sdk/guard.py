@@ -47,6 +47,7 @@ __all__ = ["Finding", "begin_turn", "end_turn", "install", "prepare", "scan", "u
 
 _log = logging.getLogger("outlast.guard")
 _installed = False
+_modules = sys.modules
 _modules_seen = 0
 """How many modules were loaded when the rules were last looked up."""
 _any_closely = False
@@ -114,7 +115,7 @@ def begin_turn(live: bool, closely: bool | None = None) -> None:
     if not live:
         _live.pop(thread, None)
         return
-    if len(sys.modules) != _modules_seen:
+    if len(_modules) != _modules_seen:
         _catch_up()
     _live[thread] = None
     if _any_closely and closely is not False:
@@ -131,6 +132,6 @@ def end_turn() -> DeterminismViolation | None:
 def _catch_up() -> None:
     """Modules were loaded: look up their rules, patch them."""
     global _modules_seen
-    _modules_seen = len(sys.modules)
+    _modules_seen = len(_modules)
     forbidden.refresh()
     patch_loaded_modules()

@@ -48,7 +48,7 @@ class _Source:
 
     def urandom(self, size: int, /) -> bytes:
         """Return a bytes object containing random bytes suitable for cryptographic use."""
-        if get_ident() in live:
+        if live and get_ident() in live:
             _blame_caller(DRAWN)
         return self._urandom(size)
 
@@ -67,12 +67,12 @@ def _patch_random(module: Any) -> None:
         """The generator that the functions of `random` share."""
 
         def random(self) -> float:
-            if get_ident() in live:
+            if live and get_ident() in live:
                 _blame_caller(DRAWN)
             return _random(self)
 
         def getrandbits(self, k: int, /) -> int:
-            if get_ident() in live:
+            if live and get_ident() in live:
                 _blame_caller(DRAWN)
             return _getrandbits(self, k)
 
@@ -94,7 +94,7 @@ class _Stopped:
         self._rule = rule
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        if get_ident() in live:
+        if live and get_ident() in live:
             blame(self._rule, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         return self._original(*args, **kwargs)
 
@@ -122,7 +122,7 @@ def _patch_method(owner: Any, name: str, rule: Rule, *, deep: bool) -> None:
     original: Callable[..., Any] = getattr(owner, name)
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        if get_ident() in live:
+        if live and get_ident() in live:
             _blame_caller(rule, deep=deep)
         return original(*args, **kwargs)
 

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
-from itertools import islice
+from itertools import islice, repeat
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
@@ -75,15 +75,15 @@ class Reach:
             self._queue.append((value, holder, depth, self._owner))
 
     def _step(self, value: object, holder: str, depth: int) -> None:
-        if id(value) in self._seen:
-            return
-        self._seen[id(value)] = value  # kept, so that its id is not used again during the walk
         rule = forbidden.find(value)
         if rule is not None:
             # A class that is merely named (`rng: random.Random`) is no call of it.
             if not isinstance(value, type):
                 self.held.append(Held(rule, holder, self._owner))
             return
+        if id(value) in self._seen:
+            return
+        self._seen[id(value)] = value  # kept, so that its id is not used again during the walk
         match value:
             case FunctionType():
                 self._function(value)
@@ -135,13 +135,13 @@ class Reach:
     # functions
 
     def _function(self, function: FunctionType) -> None:
+        self._owner = function
         self._add(_attribute(function, "__wrapped__"), function.__qualname__)
         cells = _cells(function)
         for value in cells.values():
             self._add(value, function.__qualname__)
         if origin_of(function.__code__, function.__globals__) is not Origin.USER:
             return
-        self._owner = function
         self._code(function.__code__, function.__globals__, cells, function.__qualname__)
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._add(value, f"a default of {function.__qualname__}")
@@ -219,14 +219,17 @@ class Reach:
             for name, value in list(vars(base).items()):
                 if name in _SKIPPED:
                     continue
-                holder = f"{base.__qualname__}.{name}"
-                self._add(value, holder)
                 if name in _FIELD_TABLES:
-                    self._fields(value, holder)
+                    self._fields(value, base.__qualname__)
+                else:
+                    self._add(value, f"{base.__qualname__}.{name}")
             self._annotations(base, vars(sys.modules[base.__module__]), base.__qualname__)
 
-    def _fields(self, table: object, holder: str) -> None:
-        for field in islice(_items(table), _CONTAINER_ITEMS):
+    def _fields(self, table: object, class_name: str) -> None:
+        names = iter(cast("Mapping[str, object]", table)) if isinstance(table, Mapping) else repeat("")
+        for key, field in islice(zip(names, _items(table), strict=False), _CONTAINER_ITEMS):
+            own_name = _attribute(field, "name")
+            holder = f"{class_name}.{key or (own_name if isinstance(own_name, str) else '')}".rstrip(".")
             for name in ("default_factory", "factory", "default"):
                 value = _attribute(field, name)
                 self._add(value, holder)

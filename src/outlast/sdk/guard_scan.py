@@ -110,7 +110,9 @@ class _Reader:
         """Whether any name here could be part of a forbidden call; most code is left unread for this."""
         space = self._place.namespace
         words = {*code.co_names, *code.co_freevars, *code.co_cellvars}
-        if not words.isdisjoint(TELLING_NAMES | {"getattr"}) or any(word in MODULE_NAMES and word not in space for word in words):
+        if not words.isdisjoint(TELLING_NAMES | {"getattr"}) or any(
+            word in MODULE_NAMES and word not in space for word in words
+        ):
             return True
         values = [space.get(word) for word in words]
         values.extend(self._place.cells.get(word) for word in code.co_freevars)
@@ -121,7 +123,9 @@ class _Reader:
         operation, argument = instruction.opname, instruction.argval
         if operation.startswith("LOAD_FAST"):
             name = str(cast("tuple[str, ...]", argument)[-1] if isinstance(argument, tuple) else argument)
-            self._value = self._locals.get(name, _UNKNOWN)
+            # A cell that is loaded so (3.13 and later) is passed on to an inner function, where it is read.
+            is_cell = name in self._place.code.co_cellvars or name in self._place.code.co_freevars
+            self._value = _UNKNOWN if is_cell else self._locals.get(name, _UNKNOWN)
             return name
         match operation:
             case "LOAD_GLOBAL" | "LOAD_NAME":

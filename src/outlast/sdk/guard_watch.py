@@ -37,6 +37,7 @@ _LOADABLE = frozenset({"datetime", "time", "random", "uuid", "secrets"})
 
 _tool: int | None = None
 _monitoring: Any = getattr(sys, "monitoring", None)
+_local_events: Any = getattr(_monitoring, "get_local_events", None)
 _types: dict[int, tuple[type, Rule | None]] = {}
 """Classes that were called, by id; they are kept, so that no id is used again."""
 _previous: dict[int, Callable[..., object] | None] = {}
@@ -74,29 +75,35 @@ def watch(reach: Reach) -> None:
     assert _tool is not None
     call = _monitoring.events.CALL
     for place in reach.places:
-        if not _monitoring.get_local_events(_tool, place.code) & call:
+        if not _local_events(_tool, place.code) & call:
             _monitoring.set_local_events(_tool, place.code, call)
 
 
 def _on_call(code: CodeType, offset: int, callee: object, arg0: object) -> None:
     # Paid for every call in watched code: the commonest kinds come first.
-    if get_ident() not in live:
+    if not live or get_ident() not in live:
         return
     kind = type(callee)
+    owner: object = None
     if kind is FunctionType:
         rule = forbidden.by_object.get(callee)
         if rule is None:
-            if origins.get(cast(FunctionType, callee).__code__.co_filename) is not Origin.LIBRARY:
+            called = cast(FunctionType, callee).__code__
+            if origins.get(called.co_filename) is not Origin.LIBRARY and not _local_events(_tool, called):
                 _meet_function(cast(FunctionType, callee))
             return
         owner = arg0
     elif kind is MethodDescriptorType:
         rule, owner = forbidden.by_object.get(callee), arg0
     elif kind is BuiltinFunctionType:
-        rule, owner = forbidden.find(callee), None
+        rule = forbidden.by_object.get(callee)
+        if rule is None:
+            if type(cast(Any, callee).__self__) is ModuleType:
+                return
+            rule = forbidden.find(callee)
     else:
         callee = _unwrapped(callee)
-        rule, owner = _look_closer(callee), None
+        rule = _look_closer(callee)
     if rule is not None:
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         owner = owner or getattr(callee, "__self__", None)
@@ -131,7 +138,7 @@ def _rule_of_type(cls: type) -> Rule | None:
 def _meet_function(function: FunctionType) -> None:
     """Watched code is about to call this one: watch it too, if it is the user's."""
     code = function.__code__
-    if not _monitoring.get_local_events(_tool, code) and origin_of(code, function.__globals__) is Origin.USER:
+    if origin_of(code, function.__globals__) is Origin.USER and not _local_events(_tool, code):
         _meet(function)
 
 

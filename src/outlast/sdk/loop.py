@@ -41,7 +41,7 @@ from enum import Enum
 from functools import partial
 from itertools import repeat
 from threading import get_ident
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
@@ -315,7 +315,7 @@ class WorkflowLoop(LimitedLoop):
         self._number = future.number = self._number + 1
         return future
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self,
         coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
         *,
@@ -332,7 +332,7 @@ class WorkflowLoop(LimitedLoop):
         if context is None:
             context = contextvars.copy_context()
         self._number = number = self._number + 1
-        task: Task[T] = Task(coro, self, str(name), context, number)  # type: ignore[arg-type]
+        task: Task[T] = Task(cast("Coroutine[Any, Any, T]", coro), self, str(name), context, number)
         self._tasks[number] = task
         task.add_done_callback(self._reap, context=context)
         return task
@@ -428,7 +428,7 @@ class WorkflowLoop(LimitedLoop):
         """
         if self.phase in (Phase.EVICTING, Phase.CLOSED):
             with compat.unawaited_is_fine():
-                eviction.unwind_generators([generator])
+                self.context.copy().run(eviction.unwind_generators, [generator])
         elif self.phase is _RUNNING and running_loop() is self:
             self.create_task(generator.aclose())
         else:
@@ -465,8 +465,13 @@ class WorkflowLoop(LimitedLoop):
             return
         if self._handler is None or self.phase is not _RUNNING:
             self._host.unhandled(context)
-        else:
-            self._handler(self, context)
+            return
+        try:
+            self.context.copy().run(self._handler, self, context)
+        except (SystemExit, KeyboardInterrupt, OutlastInterrupt):
+            raise
+        except BaseException as error:
+            self._host.unhandled({"message": "The exception handler failed", "exception": error, "context": context})
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self._host.unhandled(context)
@@ -530,16 +535,21 @@ class WorkflowLoop(LimitedLoop):
         generators = [*self._generators, *self._abandoned]
         self._generators.clear()
         self._abandoned.clear()
-        ended.append(eviction.unwind_generators(generators))
+        ended.append(self.context.copy().run(eviction.unwind_generators, generators))
         return all(ended)
 
     def _unwind_hub(self) -> bool:
         """Raise in the task that blocks the loop. When its step ends, or waits as a task does, the hub is free."""
         if self._suspended is None:
             return True
+        task = self.blocked_task
         self._suspended.throw(eviction.evicted())
         self.escaped = None
-        return self.hub is self.caller
+        free = self.hub is self.caller
+        if not free and task is not None:
+            # Its coroutine is left in the middle of a step.
+            eviction.disown(self._tasks.pop(task.number))
+        return free
 
 
 def _context(given: contextvars.Context | None) -> contextvars.Context:

@@ -257,7 +257,7 @@ def _activities_of(value: object) -> Iterator[AnyDurable]:
     if _is_a(value, Durable):
         durable = cast(AnyDurable, value)
         if durable.kind == "activity" and (durable.owner is None or durable.bound_to is not None):
-            yield durable
+            yield durable.origin if durable.owner is None else durable
     elif not _is_a(value, type) and type(value).__module__ != "builtins":
         yield from _bound_methods(value)
 

@@ -1,0 +1,120 @@
+"""Very many sleeping runs in one file: what a worker process that hosts them costs, and whether it wakes them in time.
+
+One process starts them all and ends. The last of them are those that will be due: half of them at one moment, half
+spread over the seconds after it. Then a fresh worker takes over, and is watched from outside: how long until it
+hosts, the most memory that it ever had, and when the first activity of each sleeper after its sleep began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import outlast
+from bench.limits import Scale
+from bench.limits.app import HOSTED, Effect, read_effects, sleeper, worker_process
+from bench.processes import memory_mb, module, result_of
+from bench.verdicts import Verdict
+
+NIGHT_S = 30 * 86_400.0
+"""The others do not wake while we look."""
+
+SPREAD_S = 5.0
+"""Over which the second half of the due wake."""
+
+LANES = 256
+"""Starts on their way at a time."""
+
+LATE_S = 10.0
+"""A sleeper that is later than this is taken for lost."""
+
+TARGET_MB = 200.0
+TARGET_READY_S = 2.0
+TARGET_LATE_S = 1.0
+
+
+def measure(folder: Path, scale: Scale) -> list[Verdict]:
+    url = f"sqlite:///{folder / 'sleepers.db'}"
+    effects = folder / "sleepers.effects"
+    prepared = result_of(
+        module("bench.limits.sleepers", url, scale.sleepers - scale.due, scale.due, scale.lead_s), timeout_s=900
+    )
+    with worker_process(url, effects, folder) as (process, ready_s):
+        ready_us = time.time_ns() // 1000
+        if ready_us > prepared["first_due_us"]:
+            raise AssertionError("the first sleepers were due before the worker was ready; give them a longer lead")
+        _watch(process, effects, scale.due, prepared["first_due_us"])
+        most_mb = memory_mb(process.pid, "VmHWM")
+    return _verdicts(read_effects(effects), scale, ready_s, most_mb)
+
+
+def _watch(process: subprocess.Popen[str], effects: Path, due: int, first_due_us: int) -> None:
+    """Until all that are due have woken, or it is too late."""
+    until_us = first_due_us + int((SPREAD_S + LATE_S) * 1e6)
+    while len(read_effects(effects)) < due and time.time_ns() // 1000 < until_us and process.poll() is None:
+        time.sleep(0.2)
+
+
+def _verdicts(woken: list[Effect], scale: Scale, ready_s: float, most_mb: float) -> list[Verdict]:
+    late_s = sorted((each.at_us - each.due_us) / 1e6 for each in woken)
+    worst_s = late_s[-1] if late_s else float("inf")
+    early = sum(each < 0 for each in late_s)
+    many = f"{scale.sleepers:,} sleeping runs"
+    return [
+        Verdict(f"{many}: worker starts", f"under {TARGET_READY_S} s", f"{ready_s:.2f} s", ready_s < TARGET_READY_S),
+        Verdict(f"{many}: worker's memory", f"under {TARGET_MB} MB", f"{most_mb:.0f} MB", most_mb < TARGET_MB),
+        Verdict(
+            f"{many}: the due wake",
+            "each once, none early",
+            f"{len(woken)} of {scale.due}, {early} early",
+            len({each.idempotency_key for each in woken}) == len(woken) == scale.due and early == 0,
+            is_promise=True,
+        ),
+        Verdict(
+            f"{many}: the due wake in time",
+            f"within {TARGET_LATE_S} s",
+            f"at worst {worst_s:.3f} s late",
+            worst_s < TARGET_LATE_S,
+        ),
+    ]
+
+
+# --- the process that starts them -------------------------------------------------------------------------------
+
+
+async def _start_all(url: str, asleep: int, due: int, lead_s: float) -> dict[str, float]:
+    async with outlast.connect(url) as client:
+        async with client.worker(*HOSTED):
+
+            async def lane(jobs: Iterator[tuple[str, int | None]]) -> None:
+                for workflow_id, due_us in jobs:
+                    if due_us is None:
+                        await client.start(sleeper, NIGHT_S, 0, id=workflow_id)
+                    else:
+                        await client.start(sleeper, (due_us - time.time_ns() // 1000) / 1e6, due_us, id=workflow_id)
+
+            async def lanes(jobs: Iterator[tuple[str, int | None]]) -> None:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(LANES):
+                        group.create_task(lane(jobs))
+
+            await lanes((f"asleep-{number}", None) for number in range(asleep))
+            first_due_us = time.time_ns() // 1000 + int(lead_s * 1e6)
+            await lanes((f"due-{number}", _due_us(first_due_us, number, due)) for number in range(due))
+    return {"first_due_us": first_due_us}
+
+
+def _due_us(first_due_us: int, number: int, due: int) -> int:
+    half = due // 2
+    if number < half:
+        return first_due_us
+    return first_due_us + int(SPREAD_S * 1e6 * (number - half) / (due - half))
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(_start_all(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))))

@@ -1,0 +1,346 @@
+"""A program that reads what to do next from a tape of numbers, and a world that drives it.
+
+The program asks for anything that a program may ask for, depending on nothing but the tape, the events and their
+times. When the tape is used up it ends the run at the next event. Shorter tapes of smaller numbers do less, so that
+hypothesis finds small examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outlast.engine.decide import Decision, begin, close_with_mail, first_turn, resume_work, take_turn
+from outlast.engine.invariants import check_history, check_state
+from outlast.engine.replay import replay
+from outlast.engine.run import Phase, RunState
+from outlast.model.commands import (
+    CancelActivity,
+    CancelTimer,
+    CancelWorkflow,
+    Command,
+    CompleteWorkflow,
+    EndWait,
+    FailWorkflow,
+    ScheduleActivity,
+    StartTimer,
+    StartWait,
+)
+from outlast.model.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    InputEvent,
+    TimerFired,
+    WorkflowExecutionCancelRequested,
+)
+from outlast.model.failures import Failure
+from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId
+from outlast.model.inputs import (
+    ActivityDeadlinePassed,
+    AttemptFailed,
+    AttemptLost,
+    AttemptSucceeded,
+    CancelRequested,
+    Input,
+    Message,
+    TerminateRequested,
+    TimerDue,
+)
+from outlast.model.payloads import NO_ARGUMENTS, NULL
+from outlast.model.policies import RetryPolicy
+
+from engine.scripted import RUN, STARTED, Journal, snapshot
+
+OOPS = Failure("builtins:OSError", "disk full")
+START_US = 1_000_000
+
+
+class TapeProgram:
+    def __init__(self, tape: Sequence[int]) -> None:
+        self._tape = list(tape)
+        self._count = 0
+        self._activities: list[ActivityId] = []
+        self._timers: list[TimerId] = []
+        self._waits: list[WaitId] = []
+        self._asked_to_cancel = False
+        self.fed: list[InputEvent] = []
+        self.answers: list[list[Command]] = []
+
+    def feed(self, event: InputEvent, at_us: int, *, replaying: bool) -> Sequence[Command]:
+        self.fed.append(event)
+        self._take(event)
+        answer: list[Command] = []
+        if not self._tape:
+            answer.append(self._end(at_us))
+        else:
+            for _ in range(self._next() % 4):
+                answer.append(self._command())
+        self.answers.append(answer)
+        return answer
+
+    def whereabouts(self) -> str:
+        return "tape"
+
+    def close(self) -> None:
+        pass
+
+    def _next(self) -> int:
+        return self._tape.pop(0) if self._tape else 0
+
+    def _take(self, event: InputEvent) -> None:
+        match event:
+            case ActivityCompleted() | ActivityFailed():
+                self._activities.remove(event.activity_id)
+            case TimerFired():
+                self._timers.remove(event.timer_id)
+            case WorkflowExecutionCancelRequested():
+                self._asked_to_cancel = True
+            case _:
+                pass
+
+    def _command(self) -> Command:
+        match self._next() % 8:
+            case 1 if self._activities:
+                return CancelActivity(activity_id=self._activities.pop(self._next() % len(self._activities)))
+            case 2 | 3:
+                timer_id = TimerId(self._new_id())
+                self._timers.append(timer_id)
+                return StartTimer(timer_id=timer_id, delay_us=self._next())
+            case 4 if self._timers:
+                return CancelTimer(timer_id=self._timers.pop(self._next() % len(self._timers)))
+            case 5:
+                wait_id = WaitId(self._new_id())
+                self._waits.append(wait_id)
+                return StartWait(wait_id=wait_id, label="approval")
+            case 6 if self._waits:
+                return EndWait(wait_id=self._waits.pop(self._next() % len(self._waits)))
+            case _:
+                return self._schedule()
+
+    def _schedule(self) -> ScheduleActivity:
+        activity_id = ActivityId(self._new_id())
+        self._activities.append(activity_id)
+        shape = self._next()
+        retry = RetryPolicy(initial_interval_us=shape, max_interval_us=200, max_attempts=shape % 4, jitter=0.5)
+        return ScheduleActivity(
+            activity_id=activity_id,
+            activity=f"activity-{shape % 3}",
+            arguments=NO_ARGUMENTS,
+            retry=retry,
+            schedule_to_close_us=shape * 3 if shape % 5 == 4 else None,
+        )
+
+    def _new_id(self) -> str:
+        self._count += 1
+        return str(self._count)
+
+    def _end(self, at_us: int) -> Command:
+        if self._asked_to_cancel:
+            return CancelWorkflow()
+        return FailWorkflow(failure=OOPS) if at_us % 2 else CompleteWorkflow(result=NULL)
+
+
+class Step(NamedTuple):
+    """One thing that happens, in numbers: what they mean depends on the state that they meet."""
+
+    kind: int
+    which: int
+    variant: int
+
+
+class Turn(NamedTuple):
+    passed_us: int
+    """May be negative: the clock was set back."""
+    steps: list[Step]
+    late: list[Step]
+    """Mail that is found if the turn closes the run."""
+
+
+class World:
+    """One run with its journal, and what was promised to the outside: attempts under way, alarms that are set."""
+
+    def __init__(self, tape: Sequence[int], *, hosted_by_starter: bool = True) -> None:
+        self.tape = tape
+        self.now_us = START_US
+        self.journal = Journal()
+        self.state = RunState(RUN)
+        self.program = TapeProgram(tape)
+        self.under_way: dict[ActivityId, int] = {}
+        self.alarms: set[tuple[int, Input]] = set()
+        self.boundaries: list[tuple[dict[str, object], list[list[Command]]]] = []
+        """After each turn: the state, and all that the program has asked for so far."""
+        if hosted_by_starter:
+            self.commit(begin(self.state, self.program, STARTED, self.now_us))
+        else:
+            self._start_without_owner()
+
+    def _start_without_owner(self) -> None:
+        written = Decision(1, self.now_us)
+        written.events.append(STARTED)
+        self.journal.write(written)
+        replay(self.state, self.program, self.journal.read())
+        assert self.program.fed == []
+        self.boundaries.append((snapshot(self.state), []))
+        self.now_us += 77
+        self.commit(first_turn(self.state, self.program, self.now_us))
+
+    # --- one turn ----------------------------------------------------------------------------------------------------
+
+    def turn(self, turn: Turn) -> None:
+        self.now_us += turn.passed_us
+        inputs = [self.input(step) for step in turn.steps]
+        before = snapshot(self.state)
+        decision = take_turn(self.state, self.program, inputs, self.now_us)
+        for item in inputs[: decision.taken]:
+            self._given_back(item)
+        if decision.outcome is not None:
+            rest = [each for each in inputs[decision.taken :] if isinstance(each, Message)]
+            late = [each for step in turn.late if isinstance(each := self.input(step), Message)]
+            close_with_mail(self.state, decision, rest)
+            close_with_mail(self.state, decision, late)
+        elif not decision.events:
+            assert snapshot(self.state) == before
+        self.commit(decision)
+
+    def _given_back(self, item: Input) -> None:
+        """An alarm that went off is no longer set; an attempt that was reported is no longer under way."""
+        match item:
+            case TimerDue() | ActivityDeadlinePassed():
+                self.alarms = {each for each in self.alarms if each[1] != item}
+            case AttemptSucceeded() | AttemptFailed() | AttemptLost():
+                if self.under_way.get(item.activity_id) == item.attempt:
+                    del self.under_way[item.activity_id]
+            case _:
+                pass
+
+    def commit(self, decision: Decision) -> None:
+        self.journal.write(decision)
+        self._let_effects_leave(decision)
+        history = self.journal.read()
+        check_state(self.state, history)
+        if decision.events:
+            self.boundaries.append((snapshot(self.state), [list(each) for each in self.program.answers]))
+        folded = RunState(RUN)
+        for item in history:
+            folded.apply(item.event, item.at_us)
+        assert snapshot(folded) == snapshot(self.state)
+        if self.state.phase is Phase.OPEN:
+            self._check_promises()
+
+    def _let_effects_leave(self, decision: Decision) -> None:
+        for activity_id in decision.stop:
+            self.under_way.pop(activity_id, None)
+        for activity_id in decision.dispatch:
+            pending = self.state.activities[activity_id]
+            assert activity_id not in self.under_way, "an attempt is dispatched while another is under way"
+            self.under_way[activity_id] = pending.attempt
+        self.alarms.update(decision.alarms)
+
+    def _check_promises(self) -> None:
+        """Nothing that the run waits for is stranded, and nothing runs that nobody waits for."""
+        awaited = {activity_id: pending.attempt for activity_id, pending in self.state.activities.items()}
+        assert self.under_way == awaited
+        for timer_id, timer in self.state.timers.items():
+            assert (timer.fires_at_us, TimerDue(timer_id)) in self.alarms
+        for activity_id, pending in self.state.activities.items():
+            deadline_us = pending.deadline_us()
+            if deadline_us is not None:
+                assert (deadline_us, ActivityDeadlinePassed(activity_id)) in self.alarms
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def input(self, step: Step) -> Input:
+        activity_id, attempt = self._activity(step)
+        jitter = (step.variant % 10) / 10
+        match step.kind % 8:
+            case 0 | 1:
+                return AttemptSucceeded(activity_id, attempt, self.now_us, NULL)
+            case 2:
+                failure = Failure("builtins:OSError", "disk full", non_retryable=step.variant % 7 == 6)
+                return AttemptFailed(activity_id, attempt, self.now_us, failure, jitter)
+            case 3:
+                return AttemptLost(activity_id, attempt, "killed", jitter)
+            case 4:
+                return ActivityDeadlinePassed(activity_id)
+            case 5 | 6:
+                timers = [*self.state.timers, TimerId("no such timer"), TimerId("1")]
+                return TimerDue(timers[step.which % len(timers)])
+            case _:
+                message_id = MessageId(f"m{step.which % 3}")
+                return TerminateRequested(message_id) if step.variant % 9 == 8 else CancelRequested(message_id)
+
+    def _activity(self, step: Step) -> tuple[ActivityId, int]:
+        """Mostly one that is pending, at its attempt; else one that ended, or never was, or another attempt."""
+        known = [*self.state.activities, *self.state.activities, ActivityId("1"), ActivityId("no such activity")]
+        activity_id = known[step.which % len(known)]
+        pending = self.state.activities.get(activity_id)
+        attempt = 1 if pending is None else pending.attempt
+        return activity_id, attempt + {5: -1, 6: 1}.get(step.variant % 8, 0)
+
+    # --- crashes -----------------------------------------------------------------------------------------------------
+
+    def crashed_after(self, turns: int) -> World:
+        """What a new owner makes of the first turns of the journal: it replays them, and counts attempts as lost."""
+        world = World.__new__(World)
+        world.tape = self.tape
+        world.journal = Journal()
+        world.journal.rows = self.journal.rows[:turns]
+        world.now_us = self.now_us
+        world.under_way, world.alarms, world.boundaries = {}, set(), []
+        world.reload()
+        return world
+
+    def reload(self) -> None:
+        """Forget the state and the program, and bring them back from the journal."""
+        self.state, self.program = RunState(RUN), TapeProgram(self.tape)
+        self.under_way, self.alarms = {}, set()
+        replay(self.state, self.program, self.journal.read())
+        if self.state.phase is not Phase.OPEN:
+            return
+        if self.state.next_event == 2:
+            self.commit(first_turn(self.state, self.program, self.now_us))
+            return
+        lost: list[Input] = [
+            AttemptLost(activity_id, pending.attempt, "its process is gone", 0.5)
+            for activity_id, pending in self.state.activities.items()
+            if pending.not_before_us <= self.now_us
+        ]
+        decision = take_turn(self.state, self.program, lost, self.now_us)
+        decision.dispatch.clear()
+        decision.alarms.clear()
+        resume_work(self.state, decision)
+        self.commit(decision)
+
+    def run_to_its_end(self) -> int:
+        """Do what a kind world does: attempts succeed, alarms go off in time. The number of turns that it took."""
+        for number in range(1_000):
+            if self.state.phase is Phase.CLOSED:
+                return number
+            self._kind_turn(number)
+        raise AssertionError("the run does not end")
+
+    def _kind_turn(self, number: int) -> None:
+        inputs: list[Input] = [AttemptSucceeded(each, attempt, 0, NULL) for each, attempt in self.under_way.items()]
+        if not inputs and self.alarms:
+            at_us, item = min(self.alarms, key=lambda each: (each[0], repr(each[1])))
+            self.now_us = max(self.now_us, at_us)
+            inputs = [item]
+        if not inputs:
+            inputs = [CancelRequested(MessageId(f"wake-up {number}"))]
+        decision = take_turn(self.state, self.program, inputs, self.now_us)
+        for item in inputs:
+            self._given_back(item)
+        self.commit(decision)
+
+
+def check_every_prefix(world: World) -> None:
+    """Replay the journal up to every turn: the state and the commands must be those of that turn."""
+    turns = len(world.journal.rows)
+    assert len(world.boundaries) == turns
+    for count, (state, answers) in enumerate(world.boundaries, start=1):
+        prefix = world.journal.read(count)
+        check_history(prefix)
+        replayed, program = RunState(RUN), TapeProgram(world.tape)
+        replay(replayed, program, prefix)
+        assert snapshot(replayed) == state
+        assert program.answers == (answers if len(prefix) > 1 else [])

@@ -1,0 +1,205 @@
+"""What every store promises about claims: which runs are free, in which order, and that nobody else gets them."""
+
+from __future__ import annotations
+
+import pytest
+
+from outlast.model.ids import Namespace, NodeId
+from outlast.store.api import Answer, RunStatus, Store
+from store.building import claim, claimed, commit_one, mail, release, row, run_id, start, turn
+
+
+async def test_a_claim_makes_the_node_the_owner(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, wake_at_us=5, turn_id=3)])
+    before = await row(store, 1)
+
+    (got,) = await store.claim(claim(node))
+
+    assert got.run == await row(store, 1)
+    assert not got.lost
+    assert (got.run.owner, got.run.claims, got.run.wake_at_us, before.owner, before.claims) == (node, 1, 5, None, 0)
+    assert await store.claim(claim(node)) == []
+    assert await commit_one(store, turn(1, node, 2)) is Answer.COMMITTED
+
+
+async def test_a_run_that_is_not_due_stays(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, wake_at_us=101), start(2, wake_at_us=100), start(3, wake_at_us=None)])
+
+    assert await claimed(store, claim(node, now_us=100)) == [run_id(2)]
+    assert await claimed(store, claim(node, now_us=101)) == [run_id(1)]
+    assert await claimed(store, claim(node, now_us=2**60)) == []
+
+
+async def test_a_run_of_a_live_node_stays(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1, owner=node)])
+    await store.send([mail(1, "m")])
+
+    assert await claimed(store, claim(other)) == []
+    assert (await row(store, 1)).owner == node
+
+
+async def test_the_runs_of_a_dead_node_are_taken_over_and_it_commits_nothing_more(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1, owner=node), start(2, owner=other)])
+    assert await store.declare_dead(node)
+
+    (got,) = await store.claim(claim(other))
+
+    assert (got.run.run_id, got.run.owner, got.run.claims, got.lost) == (run_id(1), other, 1, True)
+    assert await commit_one(store, turn(1, node, 2)) is Answer.FENCED
+    assert await commit_one(store, turn(1, other, 2)) is Answer.COMMITTED
+
+
+async def test_the_runs_of_a_node_of_which_nothing_is_known_are_taken_over(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, owner=NodeId(99))])
+
+    (got,) = await store.claim(claim(node))
+
+    assert (got.run.run_id, got.lost) == (run_id(1), True)
+
+
+async def test_until_it_is_taken_over_a_run_of_a_dead_node_still_takes_its_commits(store: Store) -> None:
+    """What counts is who owns the run: nothing is released in bulk."""
+    node = await store.join("n")
+    await store.commit([start(1, owner=node)])
+    await store.declare_dead(node)
+
+    assert await commit_one(store, turn(1, node, 2)) is Answer.COMMITTED
+
+
+async def test_a_dead_node_claims_nothing(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1)])
+    await store.declare_dead(node)
+
+    assert await claimed(store, claim(node)) == []
+    assert await claimed(store, claim(NodeId(99))) == []
+    assert (await row(store, 1)).owner is None
+
+
+async def test_highest_priority_first_then_longest_due_then_by_run_id(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit(
+        [
+            start(1, wake_at_us=30),
+            start(2, wake_at_us=10),
+            start(3, wake_at_us=20, priority=5),
+            start(4, wake_at_us=10, priority=-1),
+            start(5, wake_at_us=10, priority=5),
+            start(6, wake_at_us=10),
+            start(7, wake_at_us=500, priority=9),
+        ]
+    )
+
+    order = [run_id(number) for number in (5, 3, 2, 6, 1, 4)]
+    assert await claimed(store, claim(node, limit=4)) == order[:4]
+    assert await claimed(store, claim(node, limit=4)) == order[4:]
+
+
+async def test_runs_that_are_free_in_different_ways_share_one_order(store: Store) -> None:
+    dead, node = await store.join("d"), await store.join("n")
+    await store.commit(
+        [
+            start(1, wake_at_us=40),
+            start(2, wake_at_us=None),
+            start(3, wake_at_us=70),
+            start(4, owner=dead, wake_at_us=None),
+            start(5, owner=dead, wake_at_us=50),
+            start(6, owner=dead, wake_at_us=60, priority=1),
+            start(7, wake_at_us=90),
+        ]
+    )
+    await store.send([mail(2, "a", at_us=45), mail(2, "b", at_us=44), mail(3, "a", at_us=30), mail(7, "a", at_us=95)])
+    await store.declare_dead(dead)
+
+    got = await store.claim(claim(node, now_us=100))
+
+    assert [each.run.run_id for each in got] == [run_id(number) for number in (6, 4, 3, 1, 2, 5, 7)]
+    assert [each.lost for each in got] == [True, True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("free_by", ["being due", "mail", "the death of its node", "parking"])
+async def test_a_node_gets_only_what_it_asked_for(store: Store, free_by: str) -> None:
+    dead, node = await store.join("d"), await store.join("n")
+    owner = dead if free_by in ("the death of its node", "parking") else None
+    wake_at_us = None if free_by == "mail" else 0
+    other = Namespace("other")
+    await store.commit(
+        [
+            start(1, owner=owner, wake_at_us=wake_at_us),
+            start(2, owner=owner, wake_at_us=wake_at_us, queue="another"),
+            start(3, owner=owner, wake_at_us=wake_at_us, workflow="another"),
+            start(4, owner=owner, wake_at_us=wake_at_us, namespace=other),
+            start(5, owner=owner, wake_at_us=wake_at_us, format=2),
+        ]
+    )
+    if free_by == "mail":
+        await store.send([mail(number, "m") for number in range(1, 6)])
+    if free_by == "parking":
+        await store.commit([release(number, dead, 2, wake_at_us=10**9, error="boom") for number in range(1, 6)])
+    await store.declare_dead(dead)
+    parked = free_by == "parking"
+
+    assert await claimed(store, claim(node, queues=[], parked=parked)) == []
+    assert await claimed(store, claim(node, workflows=[], parked=parked)) == []
+    assert await claimed(store, claim(node, max_format=0, parked=parked)) == []
+    assert await claimed(store, claim(node, limit=0, parked=parked)) == []
+    assert await claimed(store, claim(node, parked=parked)) == [run_id(1)]
+    assert await claimed(store, claim(node, queues=["another", "x", "another"], parked=parked)) == [run_id(2)]
+    assert await claimed(store, claim(node, workflows=["another"], parked=parked)) == [run_id(3)]
+    assert await claimed(store, claim(node, namespace=other, parked=parked)) == [run_id(4)]
+    assert await claimed(store, claim(node, max_format=2, parked=parked)) == [run_id(5)]
+
+
+async def test_a_parked_run_can_be_asked_for_before_it_is_due(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(number, owner=node) for number in range(1, 5)])
+    await store.commit(
+        [
+            release(1, node, 2, wake_at_us=10**9, error="boom"),
+            release(2, node, 2, wake_at_us=None, error="boom"),
+            release(3, node, 2, wake_at_us=10**9),
+            release(4, node, 2, wake_at_us=20, error="boom"),
+        ]
+    )
+
+    assert await claimed(store, claim(node, limit=1)) == [run_id(4)]
+    assert await claimed(store, claim(node)) == []
+    assert await claimed(store, claim(node, parked=True)) == [run_id(1), run_id(2)]
+
+
+async def test_a_run_that_recovered_is_parked_no_more(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, owner=node)])
+    await store.commit([release(1, node, 2, wake_at_us=0, error="boom")])
+    await store.claim(claim(node))
+    await store.commit([turn(1, node, 2)])
+    await store.commit([release(1, node, 3, wake_at_us=10**9)])
+
+    assert await claimed(store, claim(node, parked=True)) == []
+
+
+async def test_a_closed_run_is_never_claimed(store: Store) -> None:
+    dead, node = await store.join("d"), await store.join("n")
+    await store.commit([start(1, owner=dead), start(2, owner=dead)])
+    await store.commit([turn(1, dead, 2, status=RunStatus.CANCELLED)])
+    await store.commit([release(2, dead, 2, error="boom", wake_at_us=0)])
+    await store.claim(claim(dead))
+    await store.commit([turn(2, dead, 2, status=RunStatus.FAILED)])
+    await store.declare_dead(dead)
+
+    assert await claimed(store, claim(node, parked=True)) == []
+
+
+async def test_the_first_of_very_many_due_runs_are_the_most_urgent(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(number, wake_at_us=1_000 - number, priority=number % 3) for number in range(1, 301)])
+
+    got = await claimed(store, claim(node, now_us=2_000, limit=60))
+
+    expected = sorted(range(1, 301), key=lambda number: (-(number % 3), 1_000 - number))
+    assert got == [run_id(number) for number in expected[:60]]

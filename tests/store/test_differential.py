@@ -1,0 +1,297 @@
+"""The same random operations on the memory store and on SQLite: equal answers, equal data, at every step.
+
+The world is small on purpose (few runs, ids, nodes, queues), so that the operations meet. Over all seeds together
+every outcome of every operation must have occurred, or the comparison says less than it seems to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from outlast.model.ids import Namespace, NodeId
+from outlast.store.api import (
+    Commit,
+    IdReuse,
+    NodeRow,
+    Release,
+    RunFilter,
+    RunStatus,
+    Store,
+    Task,
+)
+from store.building import NAMESPACE, claim, mail, run_id, start, task, task_claim, turn
+from store.conftest import make_database
+
+RUNS = 9
+MAILBOX_LIMIT = 4
+QUEUES = ["orders", "others"]
+WORKFLOWS = ["fulfil_order", "another"]
+ACTIVITIES = ["charge_payment", "ship_order"]
+NAMESPACES = [NAMESPACE, Namespace("other")]
+STEPS = 250
+
+EXPECTED = {
+    *(f"commit {name}" for name in ("COMMITTED", "FENCED", "MAIL_WAITING", "ID_IN_USE")),
+    *(f"send {name}" for name in ("ACCEPTED", "NO_SUCH_RUN", "CLOSED", "FULL")),
+    *(f"{name} {hit}" for name in ("claim", "claim lost", "claim parked", "claim tasks") for hit in ("some", "none")),
+    *(f"{name} {answer}" for name in ("heartbeat", "declare dead", "deliver", "find") for answer in (True, False)),
+    *("claim task lost", "closed at once", "parked with mail"),
+}
+
+Question = Callable[[Store], Awaitable[object]]
+
+
+class Walk:
+    """One random walk over both stores. Whatever it needs to know it reads from the reference."""
+
+    def __init__(self, seed: int, reference: Store, subject: Store, seen: Counter[str]) -> None:
+        self.random = random.Random(seed)
+        self.reference = reference
+        self.subject = subject
+        self.seen = seen
+        self.nodes: list[NodeId] = []
+        self.tasks: list[tuple[NodeId, Task]] = []
+        self.now_us = 0
+        self.serial = 0
+
+    async def both(self, question: Question) -> object:
+        expected = await question(self.reference)
+        got = await question(self.subject)
+        assert got == expected
+        return expected
+
+    async def step(self) -> None:
+        self.now_us += self.random.randrange(5)
+        moves = [
+            *[self.commits] * 8,
+            *[self.send] * 4,
+            *[self.claim] * 3,
+            *[self.claim_tasks] * 2,
+            *[self.deliver] * 2,
+            *(self.heartbeat, self.declare_dead, self.join, self.look),
+        ]
+        await self.random.choice(moves)()
+
+    # --- moves --------------------------------------------------------------------------------------------------
+
+    async def commits(self) -> None:
+        """Several batches in the same tick, which SQLite writes as one; a run may be in more than one of them."""
+        calls = [
+            [await self.one_commit(number) for number in self.random.sample(range(RUNS), self.random.randint(1, 4))]
+            for _ in range(self.random.choice([1, 1, 2, 3]))
+        ]
+
+        async def ask(store: Store) -> object:
+            return await asyncio.gather(*[store.commit(batch) for batch in calls])
+
+        answers = await self.both(ask)
+        assert isinstance(answers, list)
+        for batch, replies in zip(calls, answers, strict=True):
+            for commit, answer in zip(batch, replies, strict=True):
+                self.seen[f"commit {answer.name}"] += 1
+                if commit.create and commit.status and answer.name == "COMMITTED":
+                    self.seen["closed at once"] += 1
+                if commit.release and commit.release.error and answer.name == "COMMITTED":
+                    left = await self.reference.mail_for([commit.run_id])
+                    self.seen["parked with mail"] += bool(left)
+
+    async def one_commit(self, number: int) -> Commit:
+        self.serial += 1
+        row = await self.reference.run(run_id(number))
+        if row is None or self.random.random() < 0.1:
+            return self.a_start(number)
+        node = row.owner if row.owner is not None and self.random.random() < 0.9 else self.a_node()
+        next_event = row.next_event if self.random.random() < 0.9 else row.next_event + self.random.choice([-1, 1])
+        waiting = [each.mail_id for each in await self.reference.mail_for([run_id(number)])]
+        consume = [mail_id for mail_id in waiting if self.random.random() < 0.7]
+        ending = self.random.random()
+        release = status = None
+        if ending < 0.2:
+            wake_at_us = self.random.choice([None, self.now_us, self.now_us + self.random.randrange(50)])
+            release = Release(wake_at_us, self.random.choice([None, None, "boom"]))
+        elif ending < 0.27:
+            status = self.random.choice([each for each in RunStatus if each is not RunStatus.OPEN])
+        return turn(
+            number,
+            node,
+            next_event,
+            count=self.random.choice([0, 1, 2]),
+            turn_id=self.random.choice([None, self.serial]),
+            at_us=self.now_us,
+            status=status,
+            release=release,
+            consume=consume,
+            add_tasks=self.some_tasks(),
+            drop_tasks=self.random.sample(["1", "2", "3"], self.random.choice([0, 0, 1])),
+        )
+
+    def a_start(self, number: int) -> Commit:
+        return start(
+            number,
+            workflow_id=f"w{self.random.randrange(RUNS)}",
+            owner=self.random.choice([None, self.a_node()]),
+            wake_at_us=self.random.choice([None, self.now_us, self.now_us + 20]),
+            priority=self.random.randrange(3),
+            queue=self.random.choice(QUEUES),
+            workflow=self.random.choice(WORKFLOWS),
+            namespace=self.random.choice([NAMESPACE, NAMESPACE, *NAMESPACES]),
+            format=self.random.choice([1, 1, 2]),
+            id_reuse=self.random.choice([IdReuse.AFTER_CLOSE, IdReuse.AFTER_CLOSE, IdReuse.NEVER]),
+            at_us=self.now_us,
+            count=self.random.randint(1, 3),
+            turn_id=self.random.choice([None, self.serial]),
+            status=self.random.choice([None] * 6 + [RunStatus.FAILED]),
+            add_tasks=self.some_tasks(),
+        )
+
+    def some_tasks(self) -> list:  # type: ignore[type-arg]
+        return [
+            task(
+                activity_id,
+                activity=self.random.choice(ACTIVITIES),
+                queue=self.random.choice(QUEUES),
+                attempt=self.random.randint(1, 2),
+                visible_at_us=self.now_us + self.random.choice([0, 0, 10]),
+            )
+            for activity_id in self.random.sample(["1", "2", "3"], self.random.choice([0, 0, 1, 2]))
+        ]
+
+    async def send(self) -> None:
+        letters = [
+            mail(self.random.randrange(RUNS), f"m{self.random.randrange(6)}", self.now_us)
+            for _ in range(self.random.randint(1, 5))
+        ]
+        for sent in await self.both(lambda store: store.send(letters)):  # type: ignore[attr-defined]
+            self.seen[f"send {sent.name}"] += 1
+
+    async def claim(self) -> None:
+        wanted = claim(
+            self.a_node(),
+            now_us=self.now_us,
+            limit=self.random.randint(1, 4),
+            queues=self.some(QUEUES),
+            workflows=self.some(WORKFLOWS),
+            namespace=self.random.choice(NAMESPACES),
+            max_format=self.random.choice([1, 2]),
+            parked=self.random.random() < 0.3,
+        )
+        got = await self.both(lambda store: store.claim(wanted))
+        assert isinstance(got, list)
+        self.count("claim", bool(got))
+        self.count("claim lost", any(each.lost for each in got))
+        self.count("claim parked", any(each.run.error for each in got))
+
+    async def claim_tasks(self) -> None:
+        node = self.a_node()
+        wanted = task_claim(
+            node,
+            now_us=self.now_us,
+            limit=self.random.randint(1, 3),
+            queues=self.some(QUEUES),
+            activities=self.some(ACTIVITIES),
+            namespace=self.random.choice(NAMESPACES),
+        )
+        got = await self.both(lambda store: store.claim_tasks(wanted))
+        assert isinstance(got, list)
+        self.count("claim tasks", bool(got))
+        self.seen["claim task lost"] += any(each.lost for each in got)
+        self.tasks += [(node, each) for each in got]
+
+    async def deliver(self) -> None:
+        if self.tasks:
+            node, got = self.random.choice(self.tasks)
+            number = int(got.run_id, 16)
+            outcome = mail(number, f"outcome of {got.activity_id}, {got.attempt}", self.now_us)
+            done = await self.both(lambda store: store.deliver(node, got, outcome))
+            self.seen[f"deliver {done}"] += 1
+
+    async def heartbeat(self) -> None:
+        node = self.a_node()
+        self.seen[f"heartbeat {await self.both(lambda store: store.heartbeat(node))}"] += 1
+
+    async def declare_dead(self) -> None:
+        node = self.a_node()
+        self.seen[f"declare dead {await self.both(lambda store: store.declare_dead(node))}"] += 1
+
+    async def join(self) -> None:
+        node = await self.both(lambda store: store.join(f"node {self.serial}"))
+        self.nodes.append(NodeId(node))  # type: ignore[arg-type]
+
+    async def look(self) -> None:
+        wanted = RunFilter(
+            self.random.choice(NAMESPACES),
+            workflow=self.random.choice([None, *WORKFLOWS]),
+            status=self.random.choice([None, *RunStatus]),
+            limit=self.random.randint(1, 5),
+            before=self.random.choice([None, run_id(self.random.randrange(RUNS))]),
+        )
+        await self.both(lambda store: store.runs(wanted))
+        from_event = self.random.randrange(12)
+        await self.both(lambda store: store.history(run_id(self.random.randrange(1, 2)), from_event))
+        workflow_id = start(self.random.randrange(RUNS)).create.workflow_id.replace("order-", "w")  # type: ignore[union-attr]
+        found = await self.both(lambda store: store.find(NAMESPACE, type(run_id(1))(workflow_id)))  # type: ignore[arg-type]
+        self.seen[f"find {found is not None}"] += 1
+
+    # --- choices and comparison ---------------------------------------------------------------------------------
+
+    def count(self, what: str, some: bool) -> None:
+        self.seen[f"{what} {'some' if some else 'none'}"] += 1
+
+    def a_node(self) -> NodeId:
+        """Mostly one of the last that joined; the rest are probably dead."""
+        return self.random.choice([*self.nodes[-3:], *self.nodes[-1:], self.random.choice(self.nodes)])
+
+    def some(self, names: Sequence[str]) -> Sequence[str]:
+        return self.random.choice([names, names[:1], names[1:], names])
+
+    async def compare(self) -> None:
+        numbers = [run_id(number) for number in range(RUNS)]
+        for namespace in NAMESPACES:
+            await self.both(lambda store, namespace=namespace: store.runs(RunFilter(namespace, limit=RUNS)))  # type: ignore[misc]
+        await self.both(lambda store: store.histories(numbers))
+        await self.both(lambda store: store.mail_for(numbers))
+        await self.both(lambda store: store.tasks_of(numbers))
+        await self.both(lambda store: store.closed_of(numbers))
+        await self.both(lambda store: store.nodes())
+        for node in self.nodes[-4:]:
+            await self.both(lambda store, node=node: store.mail_of(node, 5))  # type: ignore[misc]
+
+
+async def walk(seed: int, folder: Path, seen: Counter[str]) -> None:
+    folder.mkdir()
+    databases = [make_database(kind, folder, MAILBOX_LIMIT) for kind in ("memory", "sqlite")]
+    reference, subject = [await database.connect() for database in databases]
+    this = Walk(seed, reference, subject, seen)
+    step = 0
+    try:
+        await this.join()
+        for step in range(STEPS):
+            await this.step()
+            await this.compare()
+    except AssertionError as error:
+        error.add_note(f"seed {seed}, step {step}")
+        raise
+    finally:
+        for database in databases:
+            await database.close()
+
+
+async def test_sqlite_answers_like_the_reference(tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+
+    for seed in range(6):
+        await walk(seed, tmp_path / str(seed), seen)
+
+    assert {outcome for outcome, times in seen.items() if times} == EXPECTED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 200))
+async def test_sqlite_answers_like_the_reference_at_length(tmp_path: Path, seed: int) -> None:
+    await walk(seed, tmp_path / "db", Counter())
