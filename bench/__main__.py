@@ -119,7 +119,7 @@ def _make_environments() -> None:
 
 def _measure(plan: Plan, limits: list[str], smoke: bool, target: Path | None) -> bool:
     """Measure, show, write. False if anything failed or a promise was broken."""
-    console = Console()
+    console = report.console()
     progress = Console(stderr=True)
     described = machine.describe(plan.folder)
     when = datetime.now(UTC).isoformat(timespec="seconds")

@@ -135,10 +135,14 @@ def main(open_subject: OpenSubject) -> None:
     parser.add_argument("--warmup", type=float, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args()
-    # SIGTERM unwinds like Ctrl-C, so that a driver ends the servers that it has started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
     async def cell() -> Measured:
+        # Ctrl-C reaches all processes of the terminal, and then our parent asks us to end as well: both only cancel,
+        # so that nothing keeps a driver from ending the servers that it has started.
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         async with open_subject(given.folder, given.runs) as subject:
             return await measure(
                 subject,

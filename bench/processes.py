@@ -24,12 +24,12 @@ class ChildFailed(Exception):
     """A child process ended with an error, took too long, or did not print a result."""
 
 
-def end(process: subprocess.Popen[Any]) -> None:
+def end(process: subprocess.Popen[Any], grace_s: float = GRACE_S) -> None:
     """Ask the process to end, make it end, and wait until it has."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(GRACE_S)
+            process.wait(grace_s)
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
@@ -63,13 +63,13 @@ def child(
         process.stdout.close()
 
 
-def read_line(process: subprocess.Popen[str], wanted: str, *, timeout_s: float) -> None:
+def read_line(process: subprocess.Popen[str], wanted: str, log: IO[bytes], *, timeout_s: float) -> None:
     """Wait until the child has said its first line, which must be the wanted one. Raises ChildFailed."""
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], timeout_s)
     said = process.stdout.readline().strip() if readable else "nothing"
     if said != wanted:
-        raise ChildFailed(f"{_name(list(map(str, process.args)))} said {said!r}, expected {wanted!r}; see its log")  # type: ignore[arg-type]
+        raise ChildFailed(f"the process said {said!r}, expected {wanted!r}{_tail(log)}")
 
 
 def result_of(argv: Sequence[str], *, timeout_s: float) -> Any:
@@ -110,7 +110,8 @@ def memory_mb(pid: int | str, field: str) -> float:
 
 
 def _name(argv: Sequence[str]) -> str:
-    return " ".join(argv[1:4])
+    """The module that `module` has made a command line of."""
+    return argv[2]
 
 
 def _tail(log: IO[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,16 @@ from rich.table import Table
 from bench.cells import DRIVERS, Cell, Key, Plan, Shape
 from bench.machine import Machine
 from bench.verdicts import Verdict
+
+RATIOS = ("of floor", "p50 to floor's", "Outlast's runs/s")
+"""Columns: throughput and latency compared with the floor's; and how many times Outlast does what this peer does."""
+
+WIDTH = 132
+"""Of what is written to a file or a pipe, where no terminal says how wide it is."""
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def show_machine(console: Console, machine: Machine) -> None:
@@ -27,10 +38,9 @@ def show_cells(console: Console, plan: Plan, cells: Mapping[Key, Cell]) -> None:
     for activities in sorted({shape.activities for shape in plan.shapes}):
         plural = "activity" if activities == 1 else "activities, one after another"
         table = Table(title=f"Runs of {activities} {plural}; synchronous=FULL", title_justify="left")
-        for name in ("runs at a time", "system"):
+        for name in ("at a time", "system"):
             table.add_column(name)
-        columns = ("runs/s", "spread", "activities/s", "p50 ms", "p99 ms", "CPU us/activity", "of floor", "p50/floor")
-        for name in (*columns, "outlast does"):
+        for name in ("runs/s", "spread", "activities/s", "p50 ms", "p99 ms", "CPU us each", *RATIOS):
             table.add_column(name, justify="right")
         for shape in sorted(each for each in plan.shapes if each.activities == activities):
             _add_rows(table, plan, cells, shape)
@@ -68,7 +78,7 @@ def _times(outlast: Cell | None, peer: Cell) -> str:
     """How Outlast's throughput compares with a peer's."""
     if outlast is None or not outlast.rounds:
         return ""
-    return f"{number(outlast.runs_per_s / peer.runs_per_s)} times as many"
+    return f"{number(outlast.runs_per_s / peer.runs_per_s)} x"
 
 
 def _show_notes(console: Console, cells: Mapping[Key, Cell]) -> None:
@@ -87,12 +97,19 @@ def _show_notes(console: Console, cells: Mapping[Key, Cell]) -> None:
 
 def show_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     table = Table(title="Aims", title_justify="left")
+    failures: list[Verdict] = []
     for name in ("what", "aim", "measured", ""):
         table.add_column(name)
     for each in verdicts:
         broken = "[red]BROKEN[/]" if each.is_promise else "[yellow]missed[/]"
-        table.add_row(each.name, each.aim, each.measured, "[green]holds[/]" if each.holds else broken)
+        # A failure may be told by a whole traceback: its last line says what happened, the rest follows the table.
+        *more, measured = each.measured.splitlines()
+        table.add_row(each.name, each.aim, measured, "[green]holds[/]" if each.holds else broken)
+        if more:
+            failures.append(each)
     console.print(table)
+    for each in failures:
+        console.print(f"{each.name}: {each.measured}", style="red", highlight=False, markup=False)
 
 
 def number(value: float) -> str:

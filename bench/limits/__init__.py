@@ -19,6 +19,8 @@ class Scale:
     """Of the sleepers, how many wake up while they are watched."""
     lead_s: float
     """From the start of the sleepers that will be due until the first of them is: time for a change of worker."""
+    spread_s: float
+    """Over which the second half of the due wake."""
     killed: int
     """Runs in flight at `kill -9`."""
     steps: int
@@ -36,6 +38,7 @@ FULL = Scale(
     sleepers=100_000,
     due=400,
     lead_s=20.0,
+    spread_s=5.0,
     killed=1_000,
     steps=20,
     step_s=0.2,
@@ -48,6 +51,7 @@ SMOKE = Scale(
     sleepers=300,
     due=20,
     lead_s=4.0,
+    spread_s=1.0,
     killed=40,
     steps=8,
     step_s=0.05,

@@ -97,10 +97,10 @@ HOSTED = (chain, fan_out, toil, sleeper, step, labour, ring)
 @contextmanager
 def worker_process(url: str, effects: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], float]]:
     """A worker in a process of its own, and the seconds from its start until it hosted."""
-    with open(folder / "worker.log", "ab") as log:
+    with open(folder / "worker.log", "a+b") as log:
         began = time.perf_counter()
         with child(module("bench.limits.app", url), log, {EFFECTS: str(effects)}) as process:
-            read_line(process, "ready", timeout_s=READY_TIMEOUT_S)
+            read_line(process, "ready", log, timeout_s=READY_TIMEOUT_S)
             yield process, time.perf_counter() - began
 
 

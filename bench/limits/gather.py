@@ -19,7 +19,7 @@ TARGET_S = 3.0
 """For 10,000 activities."""
 
 LINEAR = 1.25
-"""Twice as many activities may take up to 2 * 1.25 times the memory: what is noise, and what is growth beyond linear."""
+"""From half to twice the number, memory may grow by a quarter more than the number does: up to that it is noise."""
 
 
 def measure(folder: Path, scale: Scale) -> list[Verdict]:

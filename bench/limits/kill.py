@@ -97,8 +97,8 @@ def _verdicts(
 def _work_and_die(url: str, effects: Path, folder: Path, scale: Scale) -> None:
     argv = module("bench.limits.kill", url, scale.killed, scale.steps, scale.step_s)
     enough = int(SHARE_BEFORE * scale.killed * scale.steps)
-    with open(folder / "kill.log", "wb") as log, child(argv, log, {EFFECTS: str(effects)}) as process:
-        read_line(process, "started", timeout_s=PATIENCE_S)
+    with open(folder / "kill.log", "w+b") as log, child(argv, log, {EFFECTS: str(effects)}) as process:
+        read_line(process, "started", log, timeout_s=PATIENCE_S)
         _wait(lambda: len(read_effects(effects)) >= enough, "the worker to get some way")
         kill(process)
 
@@ -131,7 +131,8 @@ async def _results(url: str, scale: Scale) -> list[int]:
     async with outlast.connect(url) as client:
         handles = [await client.handle(_workflow_id(number), toil) for number in range(scale.killed)]
         async with asyncio.timeout(PATIENCE_S):
-            return await asyncio.gather(*(handle.result() for handle in handles))
+            results: list[int] = await asyncio.gather(*(handle.result() for handle in handles))
+            return results
 
 
 def _workflow_id(number: int) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import outlast
 from bench.limits import Scale
-from bench.limits.app import HOSTED, chain, fan_out
+from bench.limits.app import HOSTED, fan_out
+from bench.outlast_driver import chain
 from bench.processes import module, result_of
 from bench.verdicts import Verdict
 from outlast.engine.replay import replay
@@ -33,7 +34,7 @@ TARGET_S = 0.5
 TIMES = 3
 """The first also loads code; the median of three does not."""
 
-SHAPES = {"one after another": chain, "in one gather": fan_out}
+ROW, GATHER = SHAPES = ("one after another", "in one gather")
 
 
 def measure(folder: Path, scale: Scale) -> list[Verdict]:
@@ -56,7 +57,10 @@ def measure(folder: Path, scale: Scale) -> list[Verdict]:
 async def _run(url: str, shape: str, activities: int) -> bool:
     async with outlast.connect(url) as client:
         async with client.worker(*HOSTED):
-            await client.options(id=shape).execute(SHAPES[shape], activities)
+            if shape == ROW:
+                await client.execute(chain, activities, id=shape)
+            else:
+                await client.execute(fan_out, activities, id=shape)
     return True
 
 

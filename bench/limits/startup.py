@@ -13,7 +13,8 @@ from pathlib import Path
 
 import outlast
 from bench.limits import Scale
-from bench.limits.app import HOSTED, chain
+from bench.limits.app import HOSTED
+from bench.outlast_driver import chain
 from bench.processes import ROOT, ChildFailed, module, result_of
 from bench.verdicts import Verdict
 

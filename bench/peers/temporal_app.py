@@ -28,6 +28,9 @@ from bench.load import Subject, main, step_result
 from bench.processes import cpu_seconds, end
 
 QUEUE = "bench"
+SERVER_GRACE_S = 5.0
+"""To end by itself; less than this process is given, so that it is there to make the server end."""
+
 SERVER_START_S = 30.0
 """The server makes its schema and answers after about 2 s; slow disks take longer."""
 
@@ -62,15 +65,15 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         *("--db-filename", str(folder / "temporal.db"), "--log-level", "error"),
         *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=FULL"),
     ]
-    with open(folder / "server.log", "wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    # Our stdout is for the result alone; what the server says goes where our own errors go.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr)
     try:
         yield process
     finally:
-        end(process)
+        end(process, SERVER_GRACE_S)
 
 
-async def connected(process: subprocess.Popen[bytes], port: int, log: Path) -> Client:
+async def connected(process: subprocess.Popen[bytes], port: int) -> Client:
     """A client, as soon as the server answers."""
     deadline = time.monotonic() + SERVER_START_S
     while True:
@@ -81,7 +84,7 @@ async def connected(process: subprocess.Popen[bytes], port: int, log: Path) -> C
             return client
         except Exception as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the dev server does not answer; its log: {log.read_text()[-2000:]}") from error
+                raise RuntimeError("Temporal's dev server does not answer; what it said is above") from error
         await asyncio.sleep(0.1)
 
 
@@ -108,7 +111,7 @@ async def open_temporal(folder: Path, runs: int) -> AsyncIterator[Subject]:
     port = free_port()
     path = folder / "temporal.db"
     with server(folder, port) as process:
-        client = await connected(process, port, folder / "server.log")
+        client = await connected(process, port)
         worker = Worker(
             client,
             task_queue=QUEUE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -81,8 +82,9 @@ class Recorder:
 PATIENCE_S = 30.0
 
 
-def until(outlast: Call, id_: str, text: str) -> None:
+def until(outlast: Call, process: subprocess.Popen[str], id_: str, text: str) -> None:
     """Look at a run that lives in another process, until what is shown of it has this text."""
     deadline = time.monotonic() + PATIENCE_S
     while text not in (shown := outlast("show", id_)).out:
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, shown

@@ -50,7 +50,7 @@ def test_a_worker_that_does_not_start_is_reported_with_its_log(
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
-    status, out, err = outlast("demo")
+    status, _, err = outlast("demo")
 
     assert status == 1
     assert "the worker should charge the payment, but it ended with status 1. Its log:" in err

@@ -83,7 +83,7 @@ def test_a_stopped_worker_hands_its_runs_over(outlast: Call, start: Start, tmp_p
     first = start("worker", "orders.py")
     ready(first)
     place("order-1", wait=True)
-    until(outlast, "order-1", "(step: wait-for-warehouse)")
+    until(outlast, first, "order-1", "(step: wait-for-warehouse)")
     first.send_signal(number)
     out, err = first.communicate()
 
@@ -97,7 +97,7 @@ def test_a_killed_worker_is_followed_by_the_next_one(outlast: Call, start: Start
     first = start("worker", "orders.py")
     ready(first)
     place("order-1", wait=True)
-    until(outlast, "order-1", "(step: wait-for-warehouse)")
+    until(outlast, first, "order-1", "(step: wait-for-warehouse)")
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert "has ended" in outlast("show", "order-1").out
@@ -105,8 +105,8 @@ def test_a_killed_worker_is_followed_by_the_next_one(outlast: Call, start: Start
     second = start("worker", "orders.py")
     ready(second)
     place("order-2", wait=False)
-    until(outlast, "order-2", "Status: Completed")
-    until(outlast, "order-1", "Status: Running (step: wait-for-warehouse)\n")
+    until(outlast, second, "order-2", "Status: Completed")
+    until(outlast, second, "order-1", "Status: Running (step: wait-for-warehouse)\n")
     shown = outlast("show", "order-1").out
     assert "Waiting:" not in shown
     assert shown.count("ActivityScheduled") == 1

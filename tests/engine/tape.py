@@ -53,6 +53,8 @@ from engine.scripted import RUN, STARTED, Journal, snapshot
 
 OOPS = Failure("builtins:OSError", "disk full")
 START_US = 1_000_000
+ENDS = 29
+"""Of thirty plans for an event, the one that ends the run."""
 
 
 class TapeProgram:
@@ -70,11 +72,11 @@ class TapeProgram:
         self.fed.append(event)
         self._take(event)
         answer: list[Command] = []
-        if not self._tape:
+        plan = self._next() % 30 if self._tape else ENDS
+        for _ in range(plan % 4 if plan < ENDS else 0):
+            answer.append(self._command())
+        if plan == ENDS:
             answer.append(self._end(at_us))
-        else:
-            for _ in range(self._next() % 4):
-                answer.append(self._command())
         self.answers.append(answer)
         return answer
 
@@ -135,9 +137,13 @@ class TapeProgram:
         return str(self._count)
 
     def _end(self, at_us: int) -> Command:
-        if self._asked_to_cancel:
+        if self._asked_to_cancel and at_us % 3 == 1:
             return CancelWorkflow()
         return FailWorkflow(failure=OOPS) if at_us % 2 else CompleteWorkflow(result=NULL)
+
+
+KINDS = 16
+MAIL = 11
 
 
 class Step(NamedTuple):
@@ -195,7 +201,7 @@ class World:
             self._given_back(item)
         if decision.outcome is not None:
             rest = [each for each in inputs[decision.taken :] if isinstance(each, Message)]
-            late = [each for step in turn.late if isinstance(each := self.input(step), Message)]
+            late = [each for step in turn.late if isinstance(each := self.input(step._replace(kind=MAIL)), Message)]
             close_with_mail(self.state, decision, rest)
             close_with_mail(self.state, decision, late)
         elif not decision.events:
@@ -250,24 +256,24 @@ class World:
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def input(self, step: Step) -> Input:
+        if step.kind == MAIL:
+            message_id = MessageId(f"m{step.which % 5}")
+            return TerminateRequested(message_id) if step.variant % 9 == 8 else CancelRequested(message_id)
         activity_id, attempt = self._activity(step)
         jitter = (step.variant % 10) / 10
-        match step.kind % 8:
-            case 0 | 1:
-                return AttemptSucceeded(activity_id, attempt, self.now_us, NULL)
-            case 2:
+        match step.kind:
+            case 2 | 3:
                 failure = Failure("builtins:OSError", "disk full", non_retryable=step.variant % 7 == 6)
                 return AttemptFailed(activity_id, attempt, self.now_us, failure, jitter)
-            case 3:
+            case 4 | 5:
                 return AttemptLost(activity_id, attempt, "killed", jitter)
-            case 4:
+            case 6 | 7:
                 return ActivityDeadlinePassed(activity_id)
-            case 5 | 6:
+            case 8 | 9 | 10:
                 timers = [*self.state.timers, TimerId("no such timer"), TimerId("1")]
                 return TimerDue(timers[step.which % len(timers)])
             case _:
-                message_id = MessageId(f"m{step.which % 3}")
-                return TerminateRequested(message_id) if step.variant % 9 == 8 else CancelRequested(message_id)
+                return AttemptSucceeded(activity_id, attempt, self.now_us, NULL)
 
     def _activity(self, step: Step) -> tuple[ActivityId, int]:
         """Mostly one that is pending, at its attempt; else one that ended, or never was, or another attempt."""

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from random import Random
+from typing import get_args
+
 from hypothesis import event as note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outlast.engine.decide import take_turn
 from outlast.engine.run import Phase
+from outlast.model.events import Event
 from outlast.model.inputs import CancelRequested, TerminateRequested
 from outlast.model.ids import MessageId
 
 from engine.scripted import snapshot
-from engine.tape import Step, Turn, World, check_every_prefix
+from engine.tape import KINDS, Step, Turn, World, check_every_prefix
 
-tapes = st.lists(st.integers(0, 300), max_size=40)
-steps = st.builds(Step, st.integers(0, 7), st.integers(0, 12), st.integers(0, 80))
+
+
+def _long_tape(seed: int) -> list[int]:
+    draw = Random(seed)
+    return [draw.randrange(301) for _ in range(draw.randrange(20, 100))]
+
+
+def _long_script(seed: int) -> list[Turn]:
+    draw = Random(seed)
+
+    def some_steps(most: int) -> list[Step]:
+        return [Step(draw.randrange(KINDS), draw.randrange(13), draw.randrange(81)) for _ in range(draw.randrange(most))]
+
+    return [Turn(draw.randrange(-100, 400), some_steps(6), some_steps(3)) for _ in range(draw.randrange(5, 30))]
+
+
+# Short ones are drawn number by number, so that they shrink; long ones from a seed, so that they are long.
+seeds = st.integers(0, 2**32)
+tapes = st.one_of(st.lists(st.integers(0, 300), max_size=40), seeds.map(_long_tape))
+steps = st.builds(Step, st.integers(0, KINDS - 1), st.integers(0, 12), st.integers(0, 80))
 times = st.one_of(st.integers(0, 300), st.integers(-500, 2_000))
 turns = st.builds(Turn, times, st.lists(steps, max_size=5), st.lists(steps, max_size=2))
+scripts = st.one_of(st.lists(turns, max_size=15), seeds.map(_long_script))
 
 
-@settings(max_examples=150, deadline=None)
-@given(tapes, st.lists(turns, max_size=20), st.booleans())
+@settings(max_examples=300, deadline=None)
+@given(tapes, scripts, st.booleans())
 def test_history_state_effects_and_replay_agree_after_every_turn(
     tape: list[int], script: list[Turn], hosted_by_starter: bool
 ) -> None:
@@ -31,8 +55,8 @@ def test_history_state_effects_and_replay_agree_after_every_turn(
     check_every_prefix(world)
 
 
-@settings(max_examples=50, deadline=None)
-@given(tapes, st.lists(turns, max_size=8))
+@settings(max_examples=100, deadline=None)
+@given(tapes, scripts)
 def test_a_crash_after_any_turn_loses_nothing_and_the_run_goes_on_to_its_end(
     tape: list[int], script: list[Turn]
 ) -> None:
@@ -46,8 +70,8 @@ def test_a_crash_after_any_turn_loses_nothing_and_the_run_goes_on_to_its_end(
         assert crashed.state.phase is Phase.CLOSED
 
 
-@settings(max_examples=50, deadline=None)
-@given(tapes, st.lists(turns, max_size=15), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+@given(tapes, scripts, st.integers(1, 4))
 def test_a_run_that_crashes_again_and_again_gets_to_its_end(tape: list[int], script: list[Turn], every: int) -> None:
     world = World(tape)
     for number, turn in enumerate(script):
@@ -61,3 +85,21 @@ def test_a_run_that_crashes_again_and_again_gets_to_its_end(tape: list[int], scr
     decision = take_turn(world.state, world.program, late, world.now_us)
     assert (decision.events, decision.taken, decision.outcome) == ([], 0, None)
     assert snapshot(world.state) == closed
+
+
+def test_these_worlds_reach_every_event_and_much_that_is_stale() -> None:
+    """The properties above say nothing about what never happens in them."""
+    seen: Counter[type] = Counter()
+    given = taken_for_nothing = 0
+    for seed in range(100):
+        world = World(_long_tape(seed))
+        for turn in _long_script(seed + 1_000):
+            before = world.state.next_event
+            world.turn(turn)
+            given += len(turn.steps)
+            taken_for_nothing += world.state.next_event == before and bool(turn.steps)
+        seen.update(type(item.event) for item in world.journal.read())
+    assert set(seen) == set(get_args(Event))
+    assert min(seen.values()) >= 3, seen
+    assert taken_for_nothing >= 50
+    assert given >= 1_000

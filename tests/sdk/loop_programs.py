@@ -19,7 +19,8 @@ Node = tuple[Any, ...]
 LEAVES = ("activity", "activity", "sync", "sleep", "yield", "thread", "callback")
 TOOLS = (
     *("gather", "gather_errors", "wait", "as_completed", "group", "wait_for", "timeout", "sequence", "shield"),
-    *("cancel", "queue", "event", "lock", "semaphore", "condition", "barrier", "generator", "gathers", "all_tasks"),
+    *("cancel", "queue", "event", "lock", "semaphore", "condition", "barrier", "generator"),
+    *("gathers", "shields", "all_tasks"),
 )
 MODES = (asyncio.FIRST_COMPLETED, asyncio.FIRST_EXCEPTION, asyncio.ALL_COMPLETED)
 
@@ -119,6 +120,17 @@ async def do_gathers(node: Node, here: str) -> Any:
     for future in pending:
         future.cancel()
     return [type(outcome).__name__ for outcome in await asyncio.gather(*inner, return_exceptions=True)]
+
+
+async def do_shields(node: Node, here: str) -> Any:
+    """Bare futures in a set."""
+    started = [*tasks(node, here), *tasks(node, f"{here}'")]
+    names = {asyncio.shield(task): n for n, task in enumerate(started)}
+    done, pending = await asyncio.wait({*names}, return_when=asyncio.FIRST_COMPLETED)
+    trace((here, [names[future] for future in done], [names[future] for future in {*pending}]))
+    outcomes = await end_all(started)
+    await asyncio.wait(names)
+    return [outcomes, [future.cancelled() or str(future.exception()) for future in names]]
 
 
 async def do_wait(node: Node, here: str) -> Any:

@@ -12,6 +12,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
@@ -492,6 +493,7 @@ def test_names_around_are_found_through_decorators_of_the_users_own() -> None:
 def test_the_plan_is_made_once_and_shared_by_what_is_derived() -> None:
     payments = Payments(1)
     plan = payments.refund.plan
+    assert plan.decode_arguments(plan.encode_arguments((2,), {})) == ((2,), {})
     assert plan is Payments.refund.plan
     assert plan is payments.refund.options(queue="q").plan
     assert plan is not CheaperPayments.refund.plan
@@ -509,7 +511,9 @@ def test_a_definition_keeps_nothing_alive_but_types() -> None:
         @activity(name="two of two")
         def forward(n: "Late") -> None: ...
 
-        class Late: ...
+        @dataclass
+        class Late:
+            n: int
 
         return (forward if late else plain), weakref.ref(large)
 

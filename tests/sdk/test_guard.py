@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdk.guard_world import module, turn
+
+ON_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="nothing to be seen of it without sys.monitoring")
 
 # Name of the case: (module-level code, the line of the workflow that is to blame, what must be said to use).
 SPELLINGS = {
@@ -33,7 +36,7 @@ SPELLINGS = {
     "date.today": ("from datetime import date", "date.today()", "workflow.now().date()"),
     "alias of now": ("from datetime import datetime\nnow = datetime.now", "now()", "workflow.now()"),
     "partial of now": (
-        "from datetime import datetime, timezone\nfrom functools import partial\nnow = partial(datetime.now, timezone.utc)",
+        "from datetime import datetime\nfrom functools import partial\nnow = partial(datetime.now, None)",
         "now()",
         "workflow.now()",
     ),
@@ -70,12 +73,17 @@ PLACES = {
     "helper": "def helper():\n    {}\ndef flow():\n    helper()",
     "async helper": "async def helper():\n    {}\nasync def flow():\n    await helper()",
     "nested function": "def flow():\n    def inner():\n        {}\n    inner()",
-    "method": "class Flow:\n    def step(self):\n        {}\n    def run(self):\n        self.step()\ndef flow():\n    Flow().run()",
-    "property": "class Thing:\n    @property\n    def age(self):\n        {}\ndef flow(thing: Thing = Thing()):\n    thing.age",
+    "method": (
+        "class Flow:\n    def step(self):\n        {}\n    def run(self):\n        self.step()\n"
+        "def flow():\n    Flow().run()"
+    ),
+    "property": (
+        "class Thing:\n    @property\n    def age(self):\n        {}\ndef flow(thing: Thing = Thing()):\n    thing.age"
+    ),
     "generator": "def steps():\n    {}\n    yield\ndef flow():\n    list(steps())",
     "sort key": "def key(item):\n    {}\n    return 0\ndef flow():\n    sorted([1], key=key)",
     "decorated": (
-        "import functools\ndef deco(f):\n    @functools.wraps(f)\n    def call():\n        return f()\n    return call\n"
+        "import functools\ndef deco(f):\n    @functools.wraps(f)\n    def g():\n        return f()\n    return g\n"
         "@deco\ndef helper():\n    {}\ndef flow():\n    helper()"
     ),
     "table": "def helper():\n    {}\nTABLE = {{'x': helper}}\ndef flow():\n    TABLE['x']()",
@@ -133,17 +141,18 @@ def test_it_is_stopped_in_every_expression(tmp_path: Path, name: str, shape: str
 FACTORIES = {
     "dataclass, uuid4": "@dataclass\nclass Order:\n    at: object = field(default_factory=uuid4)",
     "dataclass, now": "@dataclass\nclass Order:\n    at: object = field(default_factory=datetime.now)",
-    "dataclass, time": "@dataclass(slots=True, frozen=True)\nclass Order:\n    at: object = field(default_factory=time.time)",
-    "dataclass, partial": "@dataclass\nclass Order:\n    at: object = field(default_factory=partial(datetime.now, UTC))",
+    "dataclass, time": "@dataclass(slots=True)\nclass Order:\n    at: object = field(default_factory=time.time)",
+    "dataclass, part": "@dataclass\nclass Order:\n    at: object = field(default_factory=partial(datetime.now, UTC))",
     "dataclass, lambda": "@dataclass\nclass Order:\n    at: object = field(default_factory=lambda: datetime.now(UTC))",
     "pydantic, uuid4": "class Order(BaseModel):\n    at: object = Field(default_factory=uuid4)",
     "pydantic, partial": "class Order(BaseModel):\n    at: object = Field(default_factory=partial(datetime.now, UTC))",
     "pydantic, lambda": "class Order(BaseModel):\n    at: object = Field(default_factory=lambda: datetime.now(UTC))",
+    "pydantic, now": "class Order(BaseModel):\n    id: int = 1\n    at: object = Field(default_factory=datetime.now)",
     "msgspec, uuid4": "class Order(Struct):\n    at: object = msgspec.field(default_factory=uuid4)",
     "defaultdict": "def Order():\n    return defaultdict(uuid4)['x']",
     "default argument": "def Order(clock=time.time):\n    return clock()",
-    "closure": "def make(clock):\n    def Order():\n        return clock()\n    return Order\nOrder = make(datetime.now)",
-    "class attribute": "class Order:\n    clock = staticmethod(time.time)\n    def __init__(self):\n        self.clock()",
+    "closure": "def make(now):\n    def Order():\n        return now()\n    return Order\nOrder = make(datetime.now)",
+    "class attribute": "class Order:\n    now = staticmethod(time.time)\n    def __init__(self):\n        self.now()",
     "post_init": "@dataclass\nclass Order:\n    def __post_init__(self):\n        self.at = datetime.now()",
 }
 
@@ -163,6 +172,49 @@ def test_values_made_by_default_are_stopped(tmp_path: Path, name: str) -> None:
     assert made.__file__ in str(outcome.raised)
 
 
+MODELS = """
+import time
+from datetime import datetime
+from msgspec import Struct, field
+from pydantic import BaseModel, Field
+class Model(BaseModel):
+    id: int = 1
+    at: object = Field(default_factory=datetime.now, alias="when")
+class Record(Struct):
+    id: int
+    at: object = field(default_factory=time.time)
+def flow():
+    return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "stopped"),
+    [
+        ("Model()", True),
+        ("Model(id=2)", True),
+        ("Model(when=1)", False),
+        ("Model(id=2, when=1)", False),
+        pytest.param("Record(1)", True, marks=ON_312),
+        pytest.param("Record(id=1)", True, marks=ON_312),
+        ("Record(1, 2)", False),
+        ("Record(1, at=2)", False),
+        ("Record(at=2, id=1)", False),
+    ],
+)
+def test_a_default_that_compiled_code_would_make_is_stopped_and_a_given_value_is_not(
+    tmp_path: Path, made: str, stopped: bool
+) -> None:
+    outcome = turn(module(tmp_path, MODELS.replace("{}", made)).flow)
+    assert (outcome.raised is not None) is stopped
+    assert outcome.raised is outcome.violation
+    if stopped:
+        field, factory = ("when", "datetime.datetime.now") if "Model" in made else ("at", "time.time")
+        assert f"called `{made}` ({factory})" in str(outcome.raised)
+        assert f"fills the field `{field}` from {factory}, which reads the clock" in str(outcome.raised)
+        assert f"({field}=...) with workflow.now()" in str(outcome.raised)
+
+
 def test_a_helper_in_another_module_of_the_users_is_stopped_there(tmp_path: Path) -> None:
     helpers = module(tmp_path, "from datetime import datetime\ndef stamp():\n    return datetime.now()\n")
     for source in (
@@ -172,6 +224,32 @@ def test_a_helper_in_another_module_of_the_users_is_stopped_there(tmp_path: Path
     ):
         outcome = turn(module(tmp_path, source).flow)
         assert f"{helpers.__file__}:3, in stamp" in str(outcome.violation)
+
+
+def test_a_helper_module_that_is_imported_only_in_the_turn_is_guarded_too(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "late_of_guard_test.py").write_text("from datetime import datetime\nnow = lambda: datetime.now()\n")
+    made = module(tmp_path, "def flow():\n    import late_of_guard_test as late\n    return late.now()\n")
+    assert f"{tmp_path / 'late_of_guard_test.py'}:2, in <lambda>" in str(turn(made.flow).violation)
+
+
+@pytest.mark.parametrize("method", ["run", "signal", "helper", "cached"])
+def test_every_method_of_a_workflow_class_is_guarded(tmp_path: Path, method: str) -> None:
+    lines = {each: "now()" if each == method else "0" for each in ("run", "signal", "helper", "cached")}
+    made = module(
+        tmp_path,
+        "import functools\nfrom datetime import datetime\nnow = datetime.now\n"
+        "class Flow:\n"
+        f"    async def run(self): return {lines['run']}, self.helper(), self.cached()\n"
+        f"    def signal(self): return {lines['signal']}\n"
+        f"    @staticmethod\n    def helper(): return {lines['helper']}\n"
+        f"    @functools.lru_cache\n    def cached(self): return {lines['cached']}\n",
+    )
+    flow = made.Flow()
+    outcome = turn(flow.signal if method == "signal" else flow.run, prepare=made.Flow)
+    assert outcome.raised is not None
+    assert outcome.raised is outcome.violation
+    assert f", in Flow.{method}." in str(outcome.raised)
 
 
 def test_a_workflow_that_is_installed_in_site_packages_is_the_users_code(tmp_path: Path) -> None:

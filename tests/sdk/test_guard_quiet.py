@@ -182,8 +182,16 @@ def test_patched_things_behave_as_before() -> None:
 
 
 def test_a_partial_that_is_guarded_stays_a_partial(tmp_path: Path) -> None:
-    made = module(tmp_path, "from datetime import datetime\nfrom functools import partial\nnow = partial(datetime.now, None)\n"
-                  "def flow():\n    return now()\n")  # fmt: skip
+    made = module(
+        tmp_path,
+        """
+        from datetime import datetime
+        from functools import partial
+        now = partial(datetime.now, None)
+        def flow():
+            return now()
+        """,
+    )
     assert turn(made.flow).violation is not None
     assert isinstance(made.now(), datetime)
     assert type(made.now) is partial

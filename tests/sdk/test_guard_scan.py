@@ -51,9 +51,15 @@ def test_findings_name_call_place_and_certainty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["workflow.now(); datetime.datetime(2024, 1, 1)", "random.Random(42).random()", "asyncio.sleep(1); order.payment.id",
-     "time.gmtime(0)", "'a'.replace('a', 'b')", "isinstance(order, datetime.datetime)"],
-)  # fmt: skip
+    [
+        "workflow.now(); datetime.datetime(2024, 1, 1)",
+        "random.Random(42).random()",
+        "asyncio.sleep(1); order.payment.id",
+        "time.gmtime(0)",
+        "'a'.replace('a', 'b')",
+        "isinstance(order, datetime.datetime)",
+    ],
+)
 def test_clean_code_has_no_findings_and_needs_no_watching(tmp_path: Path, line: str) -> None:
     source = (
         "import asyncio, datetime, random, time\nclass W:\n    def now(self): return 0\nworkflow = W()\n"

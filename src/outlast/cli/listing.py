@@ -10,7 +10,7 @@ from outlast.cli.errors import say
 from outlast.cli.opening import look
 from outlast.cli.options import common_options
 from outlast.cli.showing import STATUS_WORDS
-from outlast.cli.texts import failure_text, one_line
+from outlast.cli.texts import error_text, failure_text, one_line
 from outlast.cli.times import rounded_us, to_the_microsecond
 from outlast.engine.run import RunState
 from outlast.model.durations import format_duration
@@ -93,9 +93,11 @@ async def _entries(service: Service, rows: list[RunRow]) -> list[Entry]:
 def _entry(row: RunRow, history: list[JournalRow], now_us: int) -> Entry:
     state = RunState(row.run_id)
     for turn in history:
+        if turn.first_event >= row.next_event:  # committed after the row was read
+            break
         for event in decode_events(turn.events):
             state.apply(event, turn.at_us)
-    error = row.error
+    error = None if row.error is None else error_text(row.error)
     if isinstance(state.outcome, WorkflowExecutionFailed):
         error = failure_text(state.outcome.failure)
     closed_at_us = row.closed_at_us

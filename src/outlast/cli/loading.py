@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from outlast.cli.errors import CallError
 from outlast.model.errors import InvalidArgument
+from outlast.sdk.durable import Durable
 from outlast.sdk.registry import AnyDurable, durable_of
 
 
@@ -28,7 +29,7 @@ class Target(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        return self.module.endswith(".py") or os.sep in self.module
+        return self.module.endswith((".py", ".")) or "/" in self.module or os.sep in self.module
 
     def __str__(self) -> str:
         return self.module if self.name is None else f"{self.module}:{self.name}"
@@ -68,12 +69,14 @@ def workflows_of(module: ModuleType) -> dict[str, AnyDurable]:
     """The workflows at the top level of a module, by the names that they have there."""
     found: dict[str, AnyDurable] = {}
     for name, value in vars(module).items():
-        try:
-            durable = durable_of(value)
-        except InvalidArgument:
-            continue
-        if durable.kind == "workflow":
-            found[name] = durable
+        # The type is asked first: a lazy proxy of the user's may not like to be asked anything else.
+        if issubclass(type(value), Durable | type):
+            try:
+                durable = durable_of(value)
+            except InvalidArgument:
+                continue
+            if durable.kind == "workflow":
+                found[name] = durable
     return found
 
 

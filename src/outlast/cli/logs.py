@@ -19,12 +19,17 @@ class _Formatter(logging.Formatter):
         return super().format(logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None}))
 
 
-def log_to_stderr(level: str, *, tracebacks: bool) -> None:
-    """Unless the user's code has set up logging of its own when it was imported."""
+def log_to_stderr(level: str, *, tracebacks: bool, leave_out: str | None = None) -> None:
+    """Unless the user's code has set up logging of its own when it was imported.
+
+    Records whose message begins with `leave_out` are left out, because the command tells it itself.
+    """
     root = logging.getLogger()
     if root.handlers:
         return
     handler = logging.StreamHandler()
+    if leave_out is not None:
+        handler.addFilter(lambda record: not record.getMessage().startswith(leave_out))
     handler.setFormatter(_Formatter(tracebacks))
     root.addHandler(handler)
     root.setLevel(level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ NEAR_AMONG = 1_000
 
 
 @asynccontextmanager
-async def opened(url: str | None) -> AsyncIterator[Service]:
+async def opened(url: str | None) -> AsyncGenerator[Service, None]:
     """A database that exists. Raises NotADatabase if there is none."""
     store = open_store(url, create=False)
     await store.open()

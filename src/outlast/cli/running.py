@@ -47,8 +47,8 @@ def run_command(
     """
     workflow = load_workflow(target)
     args, keywords = read_arguments(workflow, arguments, kwargs)
-    log_to_stderr("WARNING", tracebacks=debug)
     id_ = workflow_id or f"{workflow.name}-{SystemEntropy().token()[:8]}"
+    log_to_stderr("WARNING", tracebacks=debug, leave_out=f"run {workflow.name}/{id_} is parked")
     if workflow_id is None:
         say(f"running {workflow.name}/{id_}")
     try:

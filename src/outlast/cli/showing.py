@@ -10,7 +10,7 @@ import msgspec
 from outlast.cli.narration import narrate
 from outlast.cli.opening import find, look
 from outlast.cli.options import common_options
-from outlast.cli.texts import failure_chain, one_line
+from outlast.cli.texts import error_text, failure_chain, one_line
 from outlast.cli.times import on_the_clock, rounded_us, to_the_microsecond, to_the_second
 from outlast.engine.run import RunState
 from outlast.model.durations import format_duration
@@ -58,7 +58,9 @@ def show_command(id_: str, db: str | None) -> None:
 async def see(service: Service, row: RunRow) -> Sight:
     mail = await service.store.mail_for([row.run_id])
     nodes = await service.store.nodes() if row.status is RunStatus.OPEN else []
-    return Sight(row, await service.history(row.run_id), mail, nodes, service.clock.now_us())
+    # Up to the row, so that what is shown was all true at one moment; the run may have gone on since.
+    history = (await service.history(row.run_id))[: row.next_event - 1]
+    return Sight(row, history, mail, nodes, service.clock.now_us())
 
 
 def describe(sight: Sight) -> list[str]:
@@ -97,7 +99,7 @@ def _remark(row: RunRow, state: RunState) -> str:
 
 def _parked(row: RunRow) -> list[str]:
     assert row.error is not None
-    first, *more = row.error.splitlines() or [""]
+    first, *more = error_text(row.error).splitlines() or [""]
     lines = [f"Error: {one_line(first, 400)}", *(f"  {one_line(line, 400)}" for line in more)]
     if row.wake_at_us is not None:
         lines.append(f"Tried again: at {to_the_second(row.wake_at_us)}, and when a worker is started")

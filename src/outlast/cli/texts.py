@@ -30,6 +30,11 @@ def payload_text(payload: Payload) -> str:
     return one_line(msgspec.json.format(bytes(payload.data), indent=0).decode())
 
 
+def error_text(error: str) -> str:
+    """Why a turn failed, without the path of our own error classes."""
+    return error.removeprefix("outlast.model.errors.")
+
+
 def failure_text(failure: Failure) -> str:
     """As `ValueError: no such card`."""
     name = failure.type.rpartition(":")[2]

@@ -11,7 +11,7 @@ import math
 import re
 from datetime import timedelta
 from fractions import Fraction
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, TypeAlias
 
 from outlast.model.errors import InvalidArgument
 
@@ -49,7 +49,9 @@ _GAP = re.compile(r"\s*(?:,|\band\b)?\s*")
 _ISO = re.compile(r"p(?P<date>[^t]*)(?:t(?P<time>.+))?")
 _ISO_PART = re.compile(r"([0-9]+(?:[.,][0-9]+)?)([a-z])")
 
-_EXAMPLES = 'Write a number of seconds, a timedelta, or text such as "2 hours", "1h30m", "500ms", "1.5 days", "PT2H30M".'
+_EXAMPLES = (
+    'Write a number of seconds, a timedelta, or text such as "2 hours", "1h30m", "500ms", "1.5 days", "PT2H30M".'
+)
 _CALENDAR = "months and years have no fixed length. Give days or weeks, or work out the end date and wait until then."
 
 
@@ -58,25 +60,25 @@ def to_microseconds(value: Duration) -> int:
 
     Raises InvalidArgument, with the value and examples, for anything that is not clearly a duration.
     """
-    # bool is an int, and True seconds is never meant. The checks are by type, since callers are not all type-checked.
-    match value:
-        case bool():
-            _refuse(value, "a bool is not a length of time.")
+    given: object = value  # not all callers are type-checked
+    match given:
+        case bool():  # an int to Python; True seconds are never meant
+            raise _refusal(given, "a bool is not a length of time.")
         case int():
-            return _in_range(value, value * SECOND_US)
+            return _in_range(given, given * SECOND_US)
         case float():
-            if not math.isfinite(value):
-                _refuse(value, "it is not a finite number.")
-            if value < 0:
-                _refuse(value, "it is negative.")
+            if not math.isfinite(given):
+                raise _refusal(given, "it is not a finite number.")
+            if given < 0:
+                raise _refusal(given, "it is negative.")
             # Far out of range the product would be infinite, and cannot be rounded.
-            return _in_range(value, round(value * SECOND_US) if value < 1e15 else int(value) * SECOND_US)
+            return _in_range(given, round(given * SECOND_US) if given < 1e15 else int(given) * SECOND_US)
         case timedelta():
-            return _in_range(value, value // timedelta(microseconds=1))
+            return _in_range(given, given // timedelta(microseconds=1))
         case str():
-            return _in_range(value, _parse(value))
+            return _in_range(given, _parse(given))
         case _:
-            _refuse(value, f"a {type(value).__name__} is not a length of time.")
+            raise _refusal(given, f"a {type(given).__name__} is not a length of time.")
 
 
 def format_duration(us: int) -> str:
@@ -103,29 +105,29 @@ def _decimal(us: int, unit_us: int) -> str:
     return f"{whole}.{rest:0{places}d}".rstrip("0")
 
 
-def _refuse(value: object, reason: str) -> NoReturn:
+def _refusal(value: object, reason: str) -> InvalidArgument:
     shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "an integer of more than 20 digits"
     if len(shown) > _MAX_LENGTH:
         shown = shown[:_MAX_LENGTH] + "..."
-    raise InvalidArgument(f"{shown} is not a duration: {reason} {_EXAMPLES}")
+    return InvalidArgument(f"{shown} is not a duration: {reason} {_EXAMPLES}")
 
 
 def _in_range(value: object, us: int) -> int:
     if us < 0:
-        _refuse(value, "it is negative.")
+        raise _refusal(value, "it is negative.")
     if us > MAX_DURATION_US:
-        _refuse(value, "it is longer than 10,000 years.")
+        raise _refusal(value, "it is longer than 10,000 years.")
     return us
 
 
 def _parse(text: str) -> int:
     if len(text) > _MAX_LENGTH:
-        _refuse(text, "the text is too long.")
+        raise _refusal(text, "the text is too long.")
     folded = text.strip().casefold()
     if not folded:
-        _refuse(text, "it is empty.")
+        raise _refusal(text, "it is empty.")
     if folded.startswith("-"):
-        _refuse(text, "it is negative.")
+        raise _refusal(text, "it is negative.")
     parts = _iso_parts(text, folded) if folded.startswith("p") else _word_parts(text, folded)
     return _sum(text, parts)
 
@@ -140,12 +142,12 @@ def _word_parts(text: str, folded: str) -> list[tuple[str, int]]:
         part = _PART.match(folded, begin)
         if part is None:
             bare = re.fullmatch(r"[0-9.]+", folded)
-            _refuse(text, "it has no unit." if bare else f"cannot read {folded[end:].strip()!r} in it.")
+            raise _refusal(text, "it has no unit." if bare else f"cannot read {folded[end:].strip()!r} in it.")
         number, word = part.groups()
         if word in _CALENDAR_WORDS:
-            _refuse(text, _CALENDAR)
+            raise _refusal(text, _CALENDAR)
         if word not in _WORDS:
-            _refuse(text, f"{word!r} is not a unit of time.")
+            raise _refusal(text, f"{word!r} is not a unit of time.")
         parts.append((number, _WORDS[word]))
         end = part.end()
     return parts
@@ -154,23 +156,23 @@ def _word_parts(text: str, folded: str) -> list[tuple[str, int]]:
 def _iso_parts(text: str, folded: str) -> list[tuple[str, int]]:
     found = _ISO.fullmatch(folded)
     if found is None:
-        _refuse(text, "it begins like an ISO 8601 duration and is none.")
+        raise _refusal(text, "it begins like an ISO 8601 duration and is none.")
     parts: list[tuple[str, int]] = []
     for section, units in ((found["date"], _ISO_DATE), (found["time"] or "", _ISO_TIME)):
         end = 0
         while end < len(section):
             part = _ISO_PART.match(section, end)
             if part is None:
-                _refuse(text, f"cannot read {section[end:]!r} in it.")
+                raise _refusal(text, f"cannot read {section[end:]!r} in it.")
             number, letter = part.groups()
             if units is _ISO_DATE and letter in "ym":
-                _refuse(text, _CALENDAR + " (Minutes stand behind a T: PT5M.)")
+                raise _refusal(text, _CALENDAR + " (Minutes stand behind a T: PT5M.)")
             if letter not in units:
-                _refuse(text, f"{letter.upper()!r} is not a unit at this place.")
+                raise _refusal(text, f"{letter.upper()!r} is not a unit at this place.")
             parts.append((number.replace(",", "."), units[letter]))
             end = part.end()
     if not parts:
-        _refuse(text, "it has no parts.")
+        raise _refusal(text, "it has no parts.")
     return parts
 
 
@@ -179,9 +181,9 @@ def _sum(text: str, parts: list[tuple[str, int]]) -> int:
     previous_us: int | None = None
     for index, (number, unit_us) in enumerate(parts):
         if previous_us is not None and unit_us >= previous_us:
-            _refuse(text, "units must go from large to small, each at most once.")
+            raise _refusal(text, "units must go from large to small, each at most once.")
         if "." in number and index < len(parts) - 1:
-            _refuse(text, "only the last part may have decimals.")
+            raise _refusal(text, "only the last part may have decimals.")
         total += Fraction(number) * unit_us
         previous_us = unit_us
     return round(total)

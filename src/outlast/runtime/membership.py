@@ -193,7 +193,7 @@ class Membership:
                 why = "its process has ended" if row.gone else f"no sign of life for {LEASE_S:.0f} s"
                 self._seen.pop(row.node_id, None)
                 if await self._store.declare_dead(row.node_id):
-                    logger.warning("node %d (%s) is dead: %s; its runs are free", row.node_id, row.name, why)
+                    logger.info("node %d (%s) is dead: %s; its runs are free", row.node_id, row.name, why)
 
     async def _claim(self) -> None:
         names = tuple(self._host.workflow_names())

@@ -282,6 +282,11 @@ class Node:
                 local.append(activity_id)
                 continue
             attempt = hosted.attempt(activity_id, pending)
+            if attempt.queue in self.host.queues and attempt.attempt == 1:
+                logger.warning(
+                    "activity %s of %s/%s is not hosted by this worker; it waits for one that hosts it on queue %r",
+                    attempt.activity, attempt.workflow, attempt.workflow_id, attempt.queue,
+                )  # fmt: skip
             tasks.append(
                 NewTask(
                     activity_id,

@@ -20,7 +20,7 @@ from outlast.model.ids import DEFAULT_QUEUE, RunId
 from outlast.runtime.service import Description
 from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, connect
 from outlast.sdk.options import StartOptions, check_start_options
-from outlast.sdk.registry import declared, workflow_of
+from outlast.sdk.registry import companions, workflow_of
 from outlast.store.api import IdReuse, RunRow
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def run(wf: Any, /, *args: Any, url: str | None = None, id: str | None = None) -
     """Run a workflow in this process to its end and return its result.
 
     With an `id` that has been used before, nothing is started: an open run goes on where it was (and one line on
-    stderr says so), an ended one gives its recorded result. All activities that are declared in this process are
+    stderr says so), an ended one gives its recorded result. The activities that are declared in this process are
     hosted. Raises WorkflowFailed; NondeterminismError and other errors of a turn, after which the run stays open.
     """
     _refuse_inside_a_loop("outlast.run", "async with outlast.connect(...) as client: await client.execute(...)")
@@ -92,7 +92,7 @@ async def run_to_end(
     queue = target.default_options.queue or DEFAULT_QUEUE
     async with connect(url) as client:
         target.plan.encode_arguments(args, kwargs)  # does not fit: before a worker begins anything
-        async with client.worker(wf, *declared("activity"), queue=queue):
+        async with client.worker(wf, *companions(target), queue=queue):
             handle, created = await client.begin(wf, args, kwargs, options, IdReuse.NEVER)
             if not created:
                 await _announce(client, handle, target.name)

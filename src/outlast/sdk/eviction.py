@@ -11,18 +11,20 @@ Python would answer dropping it by raising in it once more.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
 
 from outlast.model.errors import Evicted
 from outlast.sdk.compat import swap_current_task
 from outlast.sdk.tasks import Task
+
+if TYPE_CHECKING:
+    from outlast.sdk.loop import WorkflowLoop
 
 MAX_CHANCES = 200
 """How often code may wait again while it is unwound. Each nested TaskGroup takes one; nobody nests 200 deep."""
@@ -41,7 +43,36 @@ def park(unwinding: greenlet) -> None:
         unwinding.switch()
 
 
-def unwind_strand(strand: greenlet) -> bool:
+def unwind_run(loop: WorkflowLoop) -> bool:
+    """Whether everything has ended. Called in phase EVICTING, inside of the loop."""
+    ended = [_unwind_hub(loop)]
+    while loop.strands:
+        strand, _ = loop.strands.popitem()
+        ended.append(_unwind_strand(strand))
+    ended += [task.done() or _unwind_task(loop, task) for task in list(loop.tasks.values())]
+    loop.tasks.clear()
+    generators = [*loop.generators, *loop.abandoned]
+    loop.generators.clear()
+    loop.abandoned.clear()
+    ended.append(loop.context.copy().run(unwind_generators, generators))
+    return all(ended)
+
+
+def _unwind_hub(loop: WorkflowLoop) -> bool:
+    """Raise in the task that blocks the loop. When its step ends, or waits as a task does, the hub is free."""
+    if loop.suspended is None:
+        return True
+    task = loop.blocked_task
+    loop.suspended.throw(evicted())
+    loop.escaped = None
+    free = loop.hub is loop.caller
+    if not free and task is not None:
+        # Its coroutine is left in the middle of a step.
+        _disown(loop.tasks.pop(task.number))
+    return free
+
+
+def _unwind_strand(strand: greenlet) -> bool:
     """Whether it has ended."""
     strand.parent = getcurrent()
     with suppress(BaseException):  # whatever it ends with does not count
@@ -49,15 +80,15 @@ def unwind_strand(strand: greenlet) -> bool:
     return strand.dead
 
 
-def unwind_task(loop: asyncio.AbstractEventLoop, task: Task[Any]) -> bool:
+def _unwind_task(loop: WorkflowLoop, task: Task[Any]) -> bool:
     """Whether its coroutine has ended. The task itself stays pending, unseen."""
-    disown(task)
+    _disown(task)
     coroutine: Any = task.get_coro()
     unwind = partial(_as_current, loop, task, partial(_throw_until_done, coroutine))
     return coroutine is None or _in_greenlet(lambda: task.where.copy().run(unwind))
 
 
-def disown(task: Task[Any]) -> None:
+def _disown(task: Task[Any]) -> None:
     """It may be dropped though it is pending."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore
 
@@ -77,7 +108,7 @@ def _in_greenlet(unwind: Callable[[], bool]) -> bool:
     return outcome == [True]
 
 
-def _as_current(loop: asyncio.AbstractEventLoop, task: Task[Any], unwind: Callable[[], bool]) -> bool:
+def _as_current(loop: WorkflowLoop, task: Task[Any], unwind: Callable[[], bool]) -> bool:
     before = swap_current_task(loop, task)
     try:
         return unwind()

@@ -20,7 +20,8 @@ Three ways of noticing, since none is enough:
 What counts: call sites in the user's code, and in generated code such as the `__init__` of a dataclass. Libraries may
 ask for the time (`logging` does), unless they only pass on the user's own call (guard_sites).
 
-Not noticed: C code that calls C code on the user's behalf without passing through a patch (`map(time.time_ns, ...)`),
+Not noticed: on 3.11 a partial that the workflow itself makes of a C function, and default factories of msgspec's (see
+guard_fields); C code that calls C code on the user's behalf without passing through a patch (`map(time.time_ns, ...)`),
 and reads of `os.environ`: subscripts are no calls, and settings rarely change between replays; a scan reports
 `os.getenv`.
 """
@@ -102,7 +103,7 @@ def _reach(target: Callable[..., object] | type) -> Reach:
         claim(module)
     forbidden.refresh()
     reach = Reach().visit(target, getattr(target, "__qualname__", ""))
-    guard_watch.load_missing(reach)
+    guard_watch.take_note(reach)
     return reach
 
 

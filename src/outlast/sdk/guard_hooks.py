@@ -101,7 +101,7 @@ class _Stopped:
     def __getattr__(self, name: str) -> object:
         return getattr(self._original, name)
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _same, (self._original,)
 
 

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
-from itertools import islice, repeat
+from itertools import islice
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
@@ -56,9 +56,10 @@ class Reach:
     def __init__(self) -> None:
         self.places: list[Place] = []
         self.held: list[Held] = []
+        self.classes: list[type] = []
         self.partials: list[tuple[partial[object], Rule]] = []
         self.missing: set[str] = set()
-        """Modules that the code imports when it runs and that are not loaded yet."""
+        """Modules with rules that the code imports when it runs, and that are not loaded yet."""
         self._seen: dict[int, object] = {}
         self._queue: list[tuple[object, str, int, object]] = []
         self._owner: object = None
@@ -123,10 +124,10 @@ class Reach:
                 for item in islice(_items(value), _CONTAINER_ITEMS):
                     self._add(item, holder, depth + 1)
             return
-        if _is_ours(kind) and _attribute(value, "kind") == "activity":
+        if _is_ours(kind) and attribute_of(value, "kind") == "activity":
             return
         for name in ("__wrapped__", "wrapped", "factory", "default_factory", "func"):
-            self._add(_attribute(value, name), holder)
+            self._add(attribute_of(value, name), holder)
         if origin_of_module(kind.__module__) is Origin.USER:
             self._add(kind, holder)
             for name, item in list(_namespace(value).items()):
@@ -136,7 +137,7 @@ class Reach:
 
     def _function(self, function: FunctionType) -> None:
         self._owner = function
-        self._add(_attribute(function, "__wrapped__"), function.__qualname__)
+        self._add(attribute_of(function, "__wrapped__"), function.__qualname__)
         cells = _cells(function)
         for value in cells.values():
             self._add(value, function.__qualname__)
@@ -185,12 +186,12 @@ class Reach:
             module = sys.modules.get(name)
             if module is not None:
                 self._module(module, names)
-        if word in forbidden.pending or ("." in word and word not in sys.modules):
+        if word in forbidden.pending:
             self.missing.add(word)
 
     def _annotations(self, owner: object, space: Mapping[str, object], name: str) -> None:
         """Types of arguments: what their methods do is called without being named."""
-        annotate = _attribute(owner, "__annotate__") if sys.version_info >= (3, 14) else _NOTHING
+        annotate = attribute_of(owner, "__annotate__") if sys.version_info >= (3, 14) else _NOTHING
         if isinstance(annotate, FunctionType):
             self._add(annotate, name)
             return
@@ -216,6 +217,7 @@ class Reach:
             if origin_of_module(base.__module__) is not Origin.USER:
                 continue
             self._owner = base
+            self.classes.append(base)
             for name, value in list(vars(base).items()):
                 if name in _SKIPPED:
                     continue
@@ -226,14 +228,15 @@ class Reach:
             self._annotations(base, vars(sys.modules[base.__module__]), base.__qualname__)
 
     def _fields(self, table: object, class_name: str) -> None:
-        names = iter(cast("Mapping[str, object]", table)) if isinstance(table, Mapping) else repeat("")
-        for key, field in islice(zip(names, _items(table), strict=False), _CONTAINER_ITEMS):
-            own_name = _attribute(field, "name")
+        fields = list(_items(table))
+        keys = list(cast("Mapping[str, object]", table)) if isinstance(table, Mapping) else [""] * len(fields)
+        for key, field in islice(zip(keys, fields, strict=True), _CONTAINER_ITEMS):
+            own_name = attribute_of(field, "name")
             holder = f"{class_name}.{key or (own_name if isinstance(own_name, str) else '')}".rstrip(".")
             for name in ("default_factory", "factory", "default"):
-                value = _attribute(field, name)
+                value = attribute_of(field, name)
                 self._add(value, holder)
-                self._add(_attribute(value, "factory"), holder)
+                self._add(attribute_of(value, "factory"), holder)
 
 
 _PLAIN = frozenset({int, str, float, bool, bytes, complex, type(None), type(...), type(NotImplemented)})
@@ -260,7 +263,7 @@ def _namespace(value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", found) if isinstance(found, Mapping) else {}
 
 
-def _attribute(value: object, name: str) -> object:
+def attribute_of(value: object, name: str) -> object:
     """An attribute without `__getattr__`, properties or anything else that is the user's."""
     found = _namespace(value).get(name, _NOTHING)
     if found is _NOTHING and not isinstance(value, type):

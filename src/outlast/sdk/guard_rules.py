@@ -151,7 +151,6 @@ hook covers, and not those that mostly mean something else (`str.replace`)."""
 
 TELLING_NAMES = SUSPICIOUS_NAMES | {name.rpartition(".")[2] for family in _FAMILIES for name in family.names.split()}
 """Code that names none of these, and holds nothing forbidden, calls nothing forbidden by name."""
-MODULE_NAMES = frozenset(family.module for family in _FAMILIES)
 
 CLOCK_METHODS = frozenset({"now", "utcnow", "today"})
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from outlast.sdk.guard_reach import Place, Reach
-from outlast.sdk.guard_rules import MODULE_NAMES, SUSPICIOUS_NAMES, TELLING_NAMES, Rule, When, forbidden
+from outlast.sdk.guard_rules import SUSPICIOUS_NAMES, TELLING_NAMES, Rule, When, forbidden
 
 
 class Finding(Struct, frozen=True):
@@ -72,6 +72,7 @@ _UNKNOWN: Any = type("_Unknown", (), {"__slots__": ()})()
 _SILENT = frozenset({"NOP", "RESUME", "PUSH_NULL", "PRECALL", "EXTENDED_ARG", "CACHE", "NOT_TAKEN", "KW_NAMES"})
 
 
+_IMPORT = dis.opmap["IMPORT_NAME"]
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
 
@@ -99,6 +100,9 @@ class _Reader:
                 continue
             name = self._step(instruction)
             if name is None:
+                if instruction.opname == "IMPORT_NAME" and self._value is _UNKNOWN:
+                    # Imported only when the function runs, so nobody can tell now what it will call.
+                    yield Finding(instruction.argval, code.co_filename, line, code.co_qualname, False)
                 if self._constant in SUSPICIOUS_NAMES and "getattr" in code.co_names:
                     yield Finding(str(self._constant), code.co_filename, line, code.co_qualname, False)
                 continue
@@ -108,11 +112,11 @@ class _Reader:
 
     def _is_worth_reading(self, code: CodeType) -> bool:
         """Whether any name here could be part of a forbidden call; most code is left unread for this."""
+        if _IMPORT in code.co_code[::2]:
+            return True
         space = self._place.namespace
         words = {*code.co_names, *code.co_freevars, *code.co_cellvars}
-        if not words.isdisjoint(TELLING_NAMES | {"getattr"}) or any(
-            word in MODULE_NAMES and word not in space for word in words
-        ):
+        if not words.isdisjoint(TELLING_NAMES | {"getattr"}):
             return True
         values = [space.get(word) for word in words]
         values.extend(self._place.cells.get(word) for word in code.co_freevars)

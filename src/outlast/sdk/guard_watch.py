@@ -21,6 +21,7 @@ from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, Method
 from typing import Any, TypeAlias, assert_never, cast
 from weakref import WeakSet
 
+from outlast.sdk.guard_fields import has_defaults, initialisers, keywords_of, left_out, note_fields
 from outlast.sdk.guard_reach import Reach
 from outlast.sdk.guard_rules import Rule, When, forbidden
 from outlast.sdk.guard_sites import Origin, origin_of, origin_of_module, origins
@@ -103,7 +104,7 @@ def _on_call(code: CodeType, offset: int, callee: object, arg0: object) -> None:
             rule = forbidden.find(callee)
     else:
         callee = _unwrapped(callee)
-        rule = _look_closer(callee)
+        rule = _look_closer(callee) or _rule_of_construction(callee, code, offset)
     if rule is not None:
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         owner = owner or getattr(callee, "__self__", None)
@@ -122,6 +123,15 @@ def _look_closer(callee: object) -> Rule | None:
         else:
             _rule_of_type(type(callee))  # an instance with `__call__`: its class is met
     return rule
+
+
+def _rule_of_construction(callee: object, code: CodeType, offset: int) -> Rule | None:
+    if not isinstance(callee, type) or not has_defaults(callee):
+        return None
+    keywords, count = keywords_of(code, offset), _argument_count(code, offset)
+    if keywords is None or count is None:
+        return None
+    return left_out(callee, keywords, count - len(keywords))
 
 
 def _rule_of_type(cls: type) -> Rule | None:
@@ -145,7 +155,7 @@ def _meet_function(function: FunctionType) -> None:
 def _meet(callee: object) -> None:
     """Reach on from something that the walk at registration could not know of."""
     reach = Reach().visit(callee)
-    load_missing(reach)
+    take_note(reach)
     watch(reach)
 
 
@@ -184,6 +194,10 @@ def _on_profile(frame: FrameType, event: str, arg: object) -> None:
     elif event == "call":
         rule = forbidden.by_code.get(id(frame.f_code))
         caller = frame.f_back
+        if rule is None and id(frame.f_code) in initialisers:
+            given = frame.f_locals
+            model: object = next(iter(given.values()))
+            rule = left_out(type(model), given.get("data", ()), 0)
         if rule is not None and caller is not None:
             values = frame.f_locals
             owner, first = (values.get(name) for name in (*frame.f_code.co_varnames, "", "")[:2])
@@ -195,11 +209,12 @@ def _on_profile(frame: FrameType, event: str, arg: object) -> None:
 # --- both -------------------------------------------------------------------------------------------------------
 
 
-def load_missing(reach: Reach) -> None:
+def take_note(reach: Reach) -> None:
     """Rules are known only for loaded modules: load those of the standard library that the code will import anyway."""
     for name in reach.missing & _LOADABLE:
         import_module(name)
     forbidden.refresh()
+    note_fields(reach)
 
 
 def applies(rule: Rule, caller: FrameType, count: int | None, first: object, owner: object) -> bool:

@@ -103,8 +103,8 @@ class _Scope:
 def unresolved(where: str, error: NameError) -> PayloadError:
     missing = error.name or str(error)
     return PayloadError(
-        f"{where}: the type hint names {missing!r}, which is not defined where it is needed. Import it at the top of the "
-        "module (not only under TYPE_CHECKING), or define it at module level."
+        f"{where}: the type hint names {missing!r}, which is not defined where it is needed. Import it at the top of "
+        "the module (not only under TYPE_CHECKING), or define it at module level."
     )
 
 
@@ -128,10 +128,12 @@ def reject_impossible(hint: Any, where: str) -> None:
                 f"{part.__qualname__}[...] with the concrete type."
             )
         if origin in _ONE_SHOT:
-            raise PayloadError(f"{where}: {_name(part)} can be read only once, and not from a history. Use list[...].")
+            raise PayloadError(
+                f"{where}: {hint_name(part)} can be read only once, and not from a history. Use list[...]."
+            )
         if origin in _CODE or origin in (typing.Unpack, types.FunctionType):
             raise PayloadError(
-                f"{where}: {_name(part)} cannot be recorded: a history holds data. Pass a value by which the code can "
+                f"{where}: {hint_name(part)} cannot be recorded: a history holds data. Pass a value by which the code can "
                 "choose, such as a name or an Enum."
             )
 
@@ -162,7 +164,7 @@ def _parts(hint: Any) -> Iterator[Any]:
             yield from _parts(argument)
 
 
-def _name(hint: Any) -> str:
+def hint_name(hint: Any) -> str:
     return hint.__qualname__ if isinstance(hint, type) else str(hint)
 
 
@@ -179,11 +181,12 @@ def settle_local_classes(hint: Any, localns: Names) -> None:
     waiting = [part for part in _parts(hint) if isinstance(part, type)]
     while waiting:
         cls = waiting.pop()
-        if cls in seen or cls.__module__ in ("builtins", "typing"):
+        if cls in seen or "<locals>" not in cls.__qualname__:
             continue
         seen.add(cls)
         fields = _annotations(cls)
-        scope = _Scope(vars(sys.modules.get(cls.__module__, builtins_module)), {**localns, cls.__name__: cls})
+        module = sys.modules.get(cls.__module__)
+        scope = _Scope({} if module is None else vars(module), {**localns, cls.__name__: cls})
         settled = {name: _settled(scope, written) for name, written in fields.items()}
         if settled != fields:
             cls.__annotations__ = settled
@@ -198,6 +201,3 @@ def _settled(scope: _Scope, written: Any) -> Any:
         return cast(Any, scope.resolve(written, "field"))
     except PayloadError:
         return written
-
-
-builtins_module: Final = sys.modules["builtins"]

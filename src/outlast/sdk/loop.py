@@ -31,28 +31,27 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from functools import partial
 from itertools import repeat
 from threading import get_ident
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-from outlast.model.errors import DurableCallError, InternalError, InvalidArgument, OutlastInterrupt
+from outlast.model.errors import DurableCallError, InternalError, OutlastInterrupt
 from outlast.model.ids import TimerId
 from outlast.sdk import compat, eviction, finalisers
 from outlast.sdk.compat import enter_loop, leave_loop, running_loop, swap_current_task
 from outlast.sdk.finalisers import in_finaliser
 from outlast.sdk.greenlets import Strand, take_hub
+from outlast.sdk.phase import LoopHost, Phase
 from outlast.sdk.refused import LimitedLoop
-from outlast.sdk.tasks import Future, Handle, Task, Timer, nothing
+from outlast.sdk.tasks import ENDLESS_US, Future, Handle, Task, Timer, in_microseconds, nothing
 from outlast.sdk.whereabouts import listed, place_of_coroutine, place_of_frame, user_frame
 
 __all__ = ["LoopHost", "Phase", "WorkflowLoop", "in_finaliser", "user_frame"]
@@ -62,40 +61,8 @@ ExceptionHandler = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
 MAX_STEPS = 1_000_000
 """Callbacks in one turn. A second or so of work; code that needs more spins and would never get quiet."""
-NEVER_US = 1 << 62
-"""Delays from 146,000 years on are endless: they would not fit the store's integers."""
-
-
-class Phase(Enum):
-    IDLE = "between turns"
-    RUNNING = "in a turn"
-    READ_ONLY = "answering a query"
-    COLLECTING = "in a finaliser that the garbage collector runs"
-    EVICTING = "leaving memory"
-    CLOSED = "closed"
-
 
 _RUNNING = Phase.RUNNING
-
-
-class LoopHost(Protocol):
-    """What the loop asks of its program."""
-
-    def start_timer(self, delay_us: int, label: str | None) -> TimerId:
-        """A durable timer is wanted; `fire_timer` is called when it is due."""
-        ...
-
-    def cancel_timer(self, timer_id: TimerId) -> None:
-        """Nobody waits for it any more. Not called for timers that have fired, nor during eviction."""
-        ...
-
-    def unhandled(self, context: dict[str, Any]) -> None:
-        """What asyncio gives to a loop's exception handler: a callback failed, an exception was never retrieved.
-
-        The latter is told by a finaliser, so the moment may depend on the garbage collector, and then the thread too:
-        log it, and let nothing else depend on it.
-        """
-        ...
 
 
 class WorkflowLoop(LimitedLoop):
@@ -116,16 +83,16 @@ class WorkflowLoop(LimitedLoop):
         self.strands: dict[greenlet, Strand] = {}
         self.blocked_on: asyncio.Future[Any] | None = None
         self.blocked_task: Task[Any] | None = None
-        self._suspended: greenlet | None = None
+        self.suspended: greenlet | None = None
         self._host = host
         self._thread = get_ident()
-        self._tasks: dict[int, Task[Any]] = {}
+        self.tasks: dict[int, Task[Any]] = {}
         self._timers: dict[TimerId, Timer] = {}
         self._number = 0
         self._unnamed = 0
         self._before_collector: tuple[Phase, int, int] | None = None
-        self._generators: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._abandoned: list[Any] = []
+        self.generators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.abandoned: list[Any] = []
         self._refusals = 0
         self._handler: ExceptionHandler | None = None
         self._reap: Callable[[Task[Any]], None] = self._task_done
@@ -154,7 +121,7 @@ class WorkflowLoop(LimitedLoop):
             raise InternalError(f"A turn of {self.name} was begun while it was {self.phase.value}. Please report this.")
         outer = enter_loop(self)
         hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(self._generators.add, self._finalise_generator)
+        sys.set_asyncgen_hooks(self.generators.add, self._finalise_generator)
         self.phase = Phase.RUNNING
         self.caller = getcurrent()
         try:
@@ -162,25 +129,25 @@ class WorkflowLoop(LimitedLoop):
                 self.context.run(deliver)
             if self.blocked_on is None:
                 if self.ready:
-                    self.hub = take_hub()
-                    self._switch_to_hub(self.hub, self)
+                    self.hub = hub = take_hub()
+                    hub.switch(self)
             elif self.blocked_on.done():
-                assert self._suspended is not None
-                self._switch_to_hub(self._suspended)
+                assert self.suspended is not None
+                self.suspended.switch()
+            if self.escaped is not None:
+                self._raise_escaped()
         finally:
             self.phase = Phase.IDLE
             sys.set_asyncgen_hooks(*hooks)
             leave_loop(outer)
 
-    def _switch_to_hub(self, target: greenlet, *args: Any) -> None:
-        target.switch(*args)
-        error = self.escaped
-        if error is not None:
-            self.escaped = None
-            try:
-                raise error
-            finally:
-                del error
+    def _raise_escaped(self) -> NoReturn:
+        error, self.escaped = self.escaped, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
 
     def run_ready(self) -> None:
         """In the hub: run callbacks until there are none."""
@@ -219,7 +186,7 @@ class WorkflowLoop(LimitedLoop):
         before, self.phase = self.phase, phase
         hooks = sys.get_asyncgen_hooks()
         outer = enter_loop(self)
-        sys.set_asyncgen_hooks(self._generators.add, self._finalise_generator)
+        sys.set_asyncgen_hooks(self.generators.add, self._finalise_generator)
         self.caller = getcurrent()
         try:
             yield
@@ -261,19 +228,14 @@ class WorkflowLoop(LimitedLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        if math.isnan(delay):
-            raise InvalidArgument("A delay of NaN was given to the loop; give a number of seconds.")
-        delay_us = NEVER_US if math.isinf(delay) and delay > 0 else _microseconds(delay)
+        delay_us = in_microseconds(delay)
         return self._arm(delay_us, None, Timer(self, self.time() + delay, callback, args, _context(context)))
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        if math.isnan(when):
-            raise InvalidArgument("A time of NaN was given to the loop; give loop.time() plus a number of seconds.")
         # Subtracted in microseconds: 0.3 s would come out as 0.29999999999995 s.
-        endless = math.isinf(when) and when > 0
-        delay_us = NEVER_US if endless else _microseconds(when) - (self.now_us - self.start_us)
+        delay_us = in_microseconds(when) - (self.now_us - self.start_us)
         return self._arm(delay_us, None, Timer(self, when, callback, args, _context(context)))
 
     def call_timer(
@@ -287,7 +249,7 @@ class WorkflowLoop(LimitedLoop):
     def _arm(self, delay_us: int, label: str | None, timer: Timer) -> Timer:
         if self.phase is not _RUNNING:
             self.refuse("A timer")
-        if delay_us < NEVER_US:
+        if delay_us < ENDLESS_US:
             timer.timer_id = self._host.start_timer(max(delay_us, 0), label)
             self._timers[timer.timer_id] = timer
         return timer
@@ -333,7 +295,7 @@ class WorkflowLoop(LimitedLoop):
             context = contextvars.copy_context()
         self._number = number = self._number + 1
         task: Task[T] = Task(cast("Coroutine[Any, Any, T]", coro), self, str(name), context, number)
-        self._tasks[number] = task
+        self.tasks[number] = task
         task.add_done_callback(self._reap, context=context)
         return task
 
@@ -350,12 +312,12 @@ class WorkflowLoop(LimitedLoop):
             raise
 
     def _task_done(self, task: Task[Any]) -> None:
-        self._tasks.pop(task.number, None)
-        if not task.cancelled() and isinstance(error := task._exception, OutlastInterrupt):  # type: ignore  # pyright: ignore
+        self.tasks.pop(task.number, None)
+        if not task.cancelled() and isinstance(error := task._exception, OutlastInterrupt):  # pyright: ignore
             raise error
 
     def live_tasks(self) -> Iterable[asyncio.Task[Any]]:
-        return [task for task in self._tasks.values() if not task.done()]
+        return [task for task in self.tasks.values() if not task.done()]
 
     # --- sync code --------------------------------------------------------------------------------------------------
 
@@ -410,12 +372,12 @@ class WorkflowLoop(LimitedLoop):
                 f"Sync code in a task waits for {future!r}, which cannot go on meanwhile: blocking here blocks the "
                 "workflow's whole loop, so it would wait for ever. Await it instead."
             )
-        self.blocked_on, self._suspended = future, current
+        self.blocked_on, self.suspended = future, current
         self.blocked_task = task = swap_current_task(self, None)  # type: ignore[assignment]
         try:
             self.caller.switch()
         finally:
-            self.blocked_on = self.blocked_task = self._suspended = None
+            self.blocked_on = self.blocked_task = self.suspended = None
             swap_current_task(self, task)
 
     # --- async generators and finalisers ------------------------------------------------------------------------------
@@ -432,7 +394,7 @@ class WorkflowLoop(LimitedLoop):
         elif self.phase is _RUNNING and running_loop() is self:
             self.create_task(generator.aclose())
         else:
-            self._abandoned.append(generator)
+            self.abandoned.append(generator)
 
     def collector_at_work(self, begins: bool) -> None:
         if begins and self.phase is _RUNNING:
@@ -495,11 +457,11 @@ class WorkflowLoop(LimitedLoop):
         return listed(self._places())
 
     def _places(self) -> Iterator[str | None]:
-        if self._suspended is not None:
-            yield place_of_frame(self._suspended.gr_frame)
+        if self.suspended is not None:
+            yield place_of_frame(self.suspended.gr_frame)
         for strand in self.strands:
             yield place_of_frame(strand.gr_frame)
-        for task in self._tasks.values():
+        for task in self.tasks.values():
             if task is not self.blocked_task and not task.done():
                 yield place_of_coroutine(task.get_coro())
 
@@ -514,7 +476,7 @@ class WorkflowLoop(LimitedLoop):
         with self._inside(Phase.EVICTING), compat.unawaited_is_fine():
             self.ready.clear()
             self._timers.clear()
-            ended = self._unwind()
+            ended = eviction.unwind_run(self)
         self.phase = Phase.CLOSED
         self.ready.clear()
         if not ended:
@@ -525,39 +487,9 @@ class WorkflowLoop(LimitedLoop):
                 }
             )
 
-    def _unwind(self) -> bool:
-        ended = [self._unwind_hub()]
-        while self.strands:
-            suspended, _ = self.strands.popitem()
-            ended.append(eviction.unwind_strand(suspended))
-        ended += [task.done() or eviction.unwind_task(self, task) for task in list(self._tasks.values())]
-        self._tasks.clear()
-        generators = [*self._generators, *self._abandoned]
-        self._generators.clear()
-        self._abandoned.clear()
-        ended.append(self.context.copy().run(eviction.unwind_generators, generators))
-        return all(ended)
-
-    def _unwind_hub(self) -> bool:
-        """Raise in the task that blocks the loop. When its step ends, or waits as a task does, the hub is free."""
-        if self._suspended is None:
-            return True
-        task = self.blocked_task
-        self._suspended.throw(eviction.evicted())
-        self.escaped = None
-        free = self.hub is self.caller
-        if not free and task is not None:
-            # Its coroutine is left in the middle of a step.
-            eviction.disown(self._tasks.pop(task.number))
-        return free
-
 
 def _context(given: contextvars.Context | None) -> contextvars.Context:
     return contextvars.copy_context() if given is None else given
-
-
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000)
 
 
 compat.install()

@@ -14,6 +14,7 @@ from typing import Any, Final, TypedDict, cast
 from outlast.model.durations import Duration, to_microseconds
 from outlast.model.errors import InvalidArgument
 from outlast.model.policies import DEFAULT_RETRY, RetryPolicy
+from outlast.sdk.failures import type_path
 
 MAX_NAME_LENGTH = 500
 """Names stand in every event and in index keys; Python's own qualified names are far shorter."""
@@ -128,7 +129,7 @@ def _error_names(given: object) -> tuple[str, ...]:
 def _error_name(item: object) -> str:
     match item:
         case type() if issubclass(item, BaseException):
-            return item.__qualname__ if item.__module__ == "builtins" else f"{item.__module__}:{item.__qualname__}"
+            return type_path(item)
         case str() if item and not any(character.isspace() for character in item):
             return item
         case _:

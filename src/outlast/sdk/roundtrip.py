@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from datetime import datetime, time, timezone
-from typing import Any, cast
+from datetime import UTC, datetime, time
+from typing import cast
 
 MAX_DEPTH = 100
 """Nested lists and objects in one payload. Every reader of a history recurses once per level, and Python allows about
-1,000 levels in all, on top of whatever stack the reader stands on: what is accepted here must be readable everywhere."""
+1,000 levels in all, whatever stack the reader stands on: what is accepted here must be readable everywhere."""
 
 _MAX_SEARCH = 100_000
 """Values that `locate` looks at. It only words an error; beyond this the error does without a path."""
@@ -43,7 +43,7 @@ def field_names(value: object) -> Sequence[str] | None:
     cls = type(value)
     for attribute in ("__dataclass_fields__", "__struct_fields__", "model_fields"):
         if (fields := getattr(cls, attribute, None)) is not None:
-            return [*cast(Any, fields)]
+            return [*fields]
     if (fields := getattr(cls, "__attrs_attrs__", None)) is not None:
         return [field.name for field in fields]
     return None
@@ -61,9 +61,7 @@ def first_loss(value: object, back: object, path: str, *, strict: bool) -> str |
         case list() | tuple():
             return _loss_in_sequence(value, cast("Sequence[object]", back), path, strict)
         case set() | frozenset():
-            if isinstance(value, Set) and (not strict or isinstance(value, type(cast(object, back)))):
-                return None if _equal(value, cast(object, back)) else f"at {path}: the elements of the set change"
-            return _changed(value, cast(object, back), path)
+            return _loss_in_set(value, cast("Set[object]", back), path, strict)
         case _:
             names = field_names(back)
             return _loss_in_scalar(value, back, path) if names is None else _in_fields(value, back, path, strict, names)
@@ -88,11 +86,7 @@ def _loss_in_dict(value: object, back: dict[object, object], path: str, strict: 
 
 def _loss_in_sequence(value: object, back: Sequence[object], path: str, strict: bool) -> str | None:
     named = type(back) not in (list, tuple)
-    if named and type(value) is not type(back):
-        return _changed(value, back, path)
-    if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Sequence):
-        return _changed(value, back, path)
-    if strict and not isinstance(value, list if isinstance(back, list) else tuple):
+    if not _is_such_a_sequence(value, back, strict or named):
         return _changed(value, back, path)
     items = cast("Sequence[object]", value)
     if len(items) != len(back):
@@ -103,6 +97,19 @@ def _loss_in_sequence(value: object, back: Sequence[object], path: str, strict: 
         if (loss := first_loss(items[index], item, inner, strict=strict)) is not None:
             return loss
     return None
+
+
+def _is_such_a_sequence(value: object, back: Sequence[object], exactly: bool) -> bool:
+    if exactly:
+        return isinstance(value, type(back))
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
+def _loss_in_set(value: object, back: Set[object], path: str, strict: bool) -> str | None:
+    fits = isinstance(value, type(back) if strict else Set)
+    if not fits:
+        return _changed(value, back, path)
+    return None if _equal(value, back) else f"at {path}: the elements of the set change"
 
 
 def _in_fields(value: object, back: object, path: str, strict: bool, names: Sequence[str]) -> str | None:
@@ -144,7 +151,7 @@ def _equal(value: object, back: object) -> bool:
             return True
         # Times that a zone has twice, or never, are unequal to everything in other zones (PEP 495).
         if isinstance(value, datetime) and isinstance(back, datetime) and value.tzinfo and back.tzinfo:
-            return value.astimezone(timezone.utc) == back.astimezone(timezone.utc)
+            return value.astimezone(UTC) == back.astimezone(UTC)
     except Exception:  # a user's own __eq__
         return False
     return False

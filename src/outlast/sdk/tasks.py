@@ -7,16 +7,30 @@ those where it adds callbacks or cancels, so the hash decides the order in which
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from outlast.model.errors import InvalidArgument
 from outlast.model.ids import TimerId
 
 if TYPE_CHECKING:
     from outlast.sdk.loop import WorkflowLoop
 
 T = TypeVar("T")
+
+ENDLESS_US = 1 << 61
+"""A delay from here on (73,000 years) needs no timer, and would bring the store's integers near their end."""
+
+
+def in_microseconds(seconds: float) -> int:
+    """Rounded to whole ones. Infinite: twice ENDLESS_US, so that it stays endless when the present is subtracted."""
+    if math.isnan(seconds):
+        raise InvalidArgument("NaN was given to the workflow's loop as a delay or a time. Give a number of seconds.")
+    if abs(seconds) * 1_000_000 >= 2 * ENDLESS_US:
+        return 2 * ENDLESS_US if seconds > 0 else 0
+    return round(seconds * 1_000_000)
 
 
 def nothing(*_: object) -> None:

@@ -305,7 +305,10 @@ class Store(Protocol):
 
     # nodes
     async def join(self, name: str) -> NodeId:
-        """Add a live node. Its id is greater than every id before it."""
+        """Add a live node. Its id is greater than every id before it.
+
+        Dead nodes that own no open run and hold no task are forgotten at this moment.
+        """
         ...
 
     async def heartbeat(self, node: NodeId) -> bool:

@@ -41,6 +41,7 @@ def check_commit(commit: Commit) -> None:
 
 
 def check_text(commit: Commit) -> None:
+    """For a store that keeps bytes as they are."""
     as_text(commit.events, f"the events of run {commit.run_id}")
     for task in commit.add_tasks:
         as_text(task.body, f"the task of activity {task.activity_id}")

@@ -71,6 +71,7 @@ class Data:
         default_factory=dict[tuple[RunId, ActivityId], _StoredTask]
     )
     nodes: dict[NodeId, _Node] = field(default_factory=dict[NodeId, _Node])
+    node_ids: int = 0
     stores: list[MemoryStore] = field(default_factory=list["MemoryStore"])
 
     def runs_of(self, namespace: Namespace, workflow_id: WorkflowId) -> list[RunRow]:
@@ -84,6 +85,11 @@ class Data:
 
     def is_alive(self, node: NodeId) -> bool:
         return node in self.nodes and self.nodes[node].alive
+
+    def busy_nodes(self) -> set[NodeId | None]:
+        """Those that own open runs or hold tasks."""
+        owners = {run.owner for run in self.runs.values() if run.status is RunStatus.OPEN}
+        return owners | {stored.node for stored in self.tasks.values()}
 
     def put(self, mail: NewMail) -> None:
         """A message id that waits already is not put there twice."""
@@ -310,7 +316,10 @@ class MemoryStore:
 
     async def join(self, name: str) -> NodeId:
         data = self._writing()
-        node = NodeId(len(data.nodes) + 1)
+        busy = data.busy_nodes()
+        data.nodes = {each: row for each, row in data.nodes.items() if row.alive or each in busy}
+        data.node_ids += 1
+        node = NodeId(data.node_ids)
         data.nodes[node] = _Node(name)
         self._joined.append(node)
         return node
@@ -324,8 +333,7 @@ class MemoryStore:
 
     async def nodes(self) -> list[NodeRow]:
         data = self._reading()
-        busy = {run.owner for run in data.runs.values() if run.status is RunStatus.OPEN}
-        busy |= {stored.node for stored in data.tasks.values()}
+        busy = data.busy_nodes()
         return [
             NodeRow(node_id, node.name, node.alive, node.counter, node.gone)
             for node_id, node in data.nodes.items()

@@ -21,6 +21,9 @@ from outlast.store.sqlite_errors import translated
 OLDEST_SQLITE = (3, 35, 0)
 """UPDATE ... RETURNING aside, the first with everything that `sqlite_sql.py` uses and that we test."""
 
+SMALLEST_FILE = 512
+"""Bytes: one page of the smallest size that SQLite has."""
+
 BUSY_TIMEOUT_S = 5.0
 """How long a statement waits for another process. A healthy one holds the write lock for some milliseconds."""
 
@@ -50,7 +53,11 @@ def check_path(path: str, *, create: bool) -> None:
         if not create:
             raise NotADatabase(f"no such file: {path}. It is created when a worker is started with it.")
         return
-    if os.path.getsize(path) > 0:
+    size = os.path.getsize(path)
+    if 0 < size < SMALLEST_FILE:
+        # SQLite would take it for an empty database, and write over it.
+        raise _not_sqlite(path, f"{size} bytes long")
+    if size > 0:
         _look_inside(path)
 
 
@@ -131,9 +138,9 @@ def open_database(path: str, *, create: bool, synchronous: str) -> sqlite3.Conne
         raise translated(error, path) from error
 
 
-def _not_sqlite(path: str, error: sqlite3.DatabaseError) -> NotADatabase:
+def _not_sqlite(path: str, reason: object) -> NotADatabase:
     return NotADatabase(
-        f"{path} is not a SQLite database, or is damaged ({error}). It was not changed. Give the path of an Outlast "
+        f"{path} is not a SQLite database, or is damaged ({reason}). It was not changed. Give the path of an Outlast "
         "database, or of a new file."
     )
 

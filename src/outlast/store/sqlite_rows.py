@@ -35,7 +35,7 @@ def turn_row(commit: Commit) -> Row:
     if (create := commit.create) is not None:
         return (
             *(commit.run_id, create.owner, 1, commit.count, commit.turn_id, commit.at_us, events),
-            *(status, create.wake_at_us, None, None, as_json(create)),
+            *(status, create.wake_at_us, None, None, *_tasks(commit), as_json(create)),
         )
     fence = commit.fence
     assert fence is not None
@@ -45,17 +45,21 @@ def turn_row(commit: Commit) -> Row:
     consume = as_json(commit.consume) if commit.consume else None
     return (
         *(commit.run_id, fence.owner, fence.next_event, commit.count, commit.turn_id, commit.at_us, events),
-        *(status, wake_at_us, error, consume, None),
+        *(status, wake_at_us, error, consume, *_tasks(commit), None),
     )
 
 
-def mail_row(mail: NewMail) -> Row:
-    return (mail.run_id, mail.message_id, mail.at_us, as_text(mail.body, f"message {mail.message_id}"))
+def _tasks(commit: Commit) -> tuple[str | None, str | None]:
+    """drop_tasks and add_tasks. A run that closes loses its tasks anyway."""
+    if commit.status is not None:
+        return None, None
+    dropped = as_json(commit.drop_tasks) if commit.drop_tasks else None
+    added = as_json([_task(task) for task in commit.add_tasks]) if commit.add_tasks else None
+    return dropped, added
 
 
-def task_row(run_id: RunId, task: NewTask) -> dict[str, Value]:
+def _task(task: NewTask) -> dict[str, Value]:
     return {
-        "run_id": run_id,
         "activity_id": task.activity_id,
         "activity": task.activity,
         "queue": task.queue,
@@ -63,6 +67,10 @@ def task_row(run_id: RunId, task: NewTask) -> dict[str, Value]:
         "visible_at_us": task.visible_at_us,
         "body": as_text(task.body, f"the task of activity {task.activity_id}"),
     }
+
+
+def mail_row(mail: NewMail) -> Row:
+    return (mail.run_id, mail.message_id, mail.at_us, as_text(mail.body, f"message {mail.message_id}"))
 
 
 # --- out --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from functools import cache
 # --- procedures -------------------------------------------------------------------------------------------------
 
 # One row per commit. `status` is NULL for a run that goes on, 'open' for a release, else how the run ends.
-# `consume` is a JSON array of mail ids, `start` a JSON object with the columns of a new run; mostly both are NULL.
+# The last four are JSON and mostly NULL: mail ids, activity ids, tasks as objects, the columns of a new run.
 TURN_COLUMNS = (
     "run_id",
     "owner",
@@ -43,15 +43,33 @@ TURN_COLUMNS = (
     "wake_at_us",
     "error",
     "consume",
+    "drop_tasks",
+    "add_tasks",
     "start",
 )
 
 TURNS = f"CREATE TEMP VIEW turns AS SELECT {', '.join(f'NULL AS {column}' for column in TURN_COLUMNS)}"
 
+_ADD_TASKS = """
+    INSERT OR REPLACE INTO tasks
+           (run_id, activity_id, namespace, activity, queue, attempt, visible_at_us, node, body)
+    SELECT NEW.run_id,
+           json_extract(task.value, '$.activity_id'),
+           (SELECT namespace FROM runs WHERE run_id = NEW.run_id),
+           json_extract(task.value, '$.activity'),
+           json_extract(task.value, '$.queue'),
+           json_extract(task.value, '$.attempt'),
+           json_extract(task.value, '$.visible_at_us'),
+           NULL,
+           json_extract(task.value, '$.body')
+      FROM json_each(NEW.add_tasks) AS task
+     WHERE NEW.add_tasks IS NOT NULL;
+"""
+
 # Advance, release or close a run. The order: runs, journal, mailbox, tasks.
 # Two UPDATEs, because the first one, which nearly all commits take, must name no column of an index.
 # Rows that only fill up the statement have no run_id.
-ADVANCE = """
+ADVANCE = f"""
 CREATE TEMP TRIGGER advance INSTEAD OF INSERT ON turns WHEN NEW.start IS NULL AND NEW.run_id IS NOT NULL
 BEGIN
     UPDATE runs
@@ -89,12 +107,16 @@ BEGIN
      WHERE NEW.status IS NOT NULL AND NEW.error IS NULL AND EXISTS (SELECT 1 FROM mailbox WHERE run_id = NEW.run_id);
     UPDATE mailbox SET owner = NULL WHERE NEW.error IS NOT NULL AND run_id = NEW.run_id;
 
+    DELETE FROM tasks
+     WHERE NEW.drop_tasks IS NOT NULL
+       AND run_id = NEW.run_id AND activity_id IN (SELECT value FROM json_each(NEW.drop_tasks));
     DELETE FROM tasks WHERE NEW.status <> 'open' AND run_id = NEW.run_id;
+    {_ADD_TASKS}
 END
 """
 
 # Create a run with its first events.
-START = """
+START = f"""
 CREATE TEMP TRIGGER start INSTEAD OF INSERT ON turns WHEN NEW.start IS NOT NULL
 BEGIN
     SELECT RAISE(ABORT, 'id in use')
@@ -130,6 +152,7 @@ BEGIN
 
     INSERT INTO journal (run_id, first_event, count, turn_id, at_us, events)
     VALUES (NEW.run_id, 1, NEW.count, NEW.turn_id, NEW.at_us, NEW.events);
+    {_ADD_TASKS}
 END
 """
 
@@ -320,18 +343,10 @@ TAKE_MAIL = "UPDATE mailbox SET owner = :node WHERE run_id IN (SELECT value FROM
 
 # --- tasks ------------------------------------------------------------------------------------------------------
 
-ADD_TASK = """
-INSERT OR REPLACE INTO tasks (run_id, activity_id, namespace, activity, queue, attempt, visible_at_us, node, body)
-SELECT run_id, :activity_id, namespace, :activity, :queue, :attempt, :visible_at_us, NULL, :body
-  FROM runs WHERE run_id = :run_id
-"""
-
 TASKS_OF = _gathered(
     "json_array(run_id, activity_id)",
     "SELECT * FROM tasks WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY run_id, activity_id",
 )
-
-DROP_TASK = "DELETE FROM tasks WHERE run_id = ? AND activity_id = ?"
 
 # Candidates come as the fields of `Task`: first those nobody claimed ...
 _TASK = "json_array(run_id, activity_id, activity, queue, attempt, body, node IS NOT NULL)"

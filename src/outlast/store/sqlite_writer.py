@@ -30,12 +30,12 @@ from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
 from outlast.model.ids import NodeId
 from outlast.store import sqlite_sql as sql
 from outlast.store.api import MAILBOX_LIMIT, Answer, Claim, Claimed, Commit, NewMail, Sent, Task, TaskClaim
-from outlast.store.contract import check_batch, check_delivery, check_text
+from outlast.store.contract import check_batch, check_delivery
 from outlast.store.liveness import LockFile
 from outlast.store.sqlite_claims import claim_runs, claim_tasks
 from outlast.store.sqlite_errors import translated
 from outlast.store.sqlite_open import BUSY_TIMEOUT_S
-from outlast.store.sqlite_rows import NO_MAIL, NO_TURN, Row, mail_row, task_row, turn_row
+from outlast.store.sqlite_rows import NO_MAIL, NO_TURN, Row, mail_row, turn_row
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows for which statements are prepared; in between, empty rows fill up. Beyond 256 a larger one gains nothing."""
@@ -49,8 +49,6 @@ class Turns(Struct, frozen=True, gc=False):
     """To write: a batch of commits. Answered by a list of `Answer`."""
 
     rows: list[Row]
-    with_tasks: list[tuple[int, Commit]]
-    """The commits that add or drop tasks, with their place in the batch."""
 
 
 class Outgoing(Struct, frozen=True, gc=False):
@@ -75,15 +73,7 @@ _Statement: TypeAlias = Callable[[int], str]
 
 def turns(batch: Sequence[Commit]) -> Turns:
     check_batch(batch)
-    with_tasks = [
-        (place, commit)
-        for place, commit in enumerate(batch)
-        # A run that closes loses its tasks anyway; the trigger does that.
-        if commit.status is None and (commit.add_tasks or commit.drop_tasks)
-    ]
-    for _, commit in with_tasks:
-        check_text(commit)
-    return Turns([turn_row(commit) for commit in batch], with_tasks)
+    return Turns([turn_row(commit) for commit in batch])
 
 
 def outgoing(mail: Sequence[NewMail]) -> Outgoing:
@@ -129,10 +119,10 @@ class SqliteWriter:
     def _write_together(self, operations: Sequence[Operation]) -> list[object]:
         turn_rows = [row for operation in operations if isinstance(operation, Turns) for row in operation.rows]
         mail_rows = [row for operation in operations if isinstance(operation, Outgoing) for row in operation.rows]
-        rest = any(isinstance(operation, Call) or _has_tasks(operation) for operation in operations)
-        if not rest and not mail_rows and self._wrote_alone(sql.insert_turns, turn_rows, NO_TURN):
+        calls = any(isinstance(operation, Call) for operation in operations)
+        if not calls and not mail_rows and self._wrote_alone(sql.insert_turns, turn_rows, NO_TURN):
             return [[Answer.COMMITTED] * len(_rows(operation)) for operation in operations]
-        if not rest and not turn_rows and self._wrote_alone(sql.insert_outgoing, mail_rows, NO_MAIL):
+        if not calls and not turn_rows and self._wrote_alone(sql.insert_outgoing, mail_rows, NO_MAIL):
             return [[Sent.ACCEPTED] * len(_rows(operation)) for operation in operations]
         with self._transaction():
             answers = iter(self._insert(sql.insert_turns, turn_rows, NO_TURN, Answer, Answer.COMMITTED))
@@ -140,14 +130,10 @@ class SqliteWriter:
             return [self._finish(operation, answers, receipts) for operation in operations]
 
     def _finish(self, operation: Operation, answers: Iterator[Answer], receipts: Iterator[Sent]) -> object:
-        """The operation's share of the answers. Does what is not done by triggers."""
+        """The operation's share of the answers."""
         match operation:
-            case Turns(rows, with_tasks):
-                mine = list(islice(answers, len(rows)))
-                for place, commit in with_tasks:
-                    if mine[place] is Answer.COMMITTED:
-                        self._write_tasks(commit)
-                return mine
+            case Turns(rows):
+                return list(islice(answers, len(rows)))
             case Outgoing(rows):
                 return list(islice(receipts, len(rows)))
             case Call(do):
@@ -240,10 +226,6 @@ class SqliteWriter:
 
     # --- inside a transaction, by way of Call -------------------------------------------------------------------
 
-    def _write_tasks(self, commit: Commit) -> None:
-        self._db.executemany(sql.DROP_TASK, [(commit.run_id, activity_id) for activity_id in commit.drop_tasks])
-        self._db.executemany(sql.ADD_TASK, [task_row(commit.run_id, task) for task in commit.add_tasks])
-
     def join(self, name: str) -> NodeId:
         self._db.execute(sql.FORGET_DEAD_NODES)
         added = self._db.execute(sql.JOIN, (name,)).lastrowid
@@ -286,10 +268,6 @@ class SqliteWriter:
     def checkpoint(self) -> None:
         """Write the log back into the file, as far as no reader is in the way. Waits for nobody."""
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-
-def _has_tasks(operation: Operation) -> bool:
-    return isinstance(operation, Turns) and bool(operation.with_tasks)
 
 
 def _rows(operation: Operation) -> list[Row]:
