@@ -61,7 +61,7 @@ async def send_confirmation(order: Order, tracking_number: str) -> None:
 @workflow
 async def fulfil_order(order: Order) -> Receipt:
     payment = await charge_payment(order)
-    await workflow.sleep("5 seconds", label="wait-for-warehouse")  # a real warehouse: "2 hours", just as well
+    await workflow.sleep("3 seconds", label="wait-for-warehouse")  # a real warehouse: "2 hours", just as well
     tracking_number = await ship_order(order, payment)
     await send_confirmation(order, tracking_number)
     return Receipt(order.id, payment.payment_id, tracking_number)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.recording import Called, Recorder
+from cli.recording import COMMAND, Called, Recorder
 from outlast.cli.main import main
 
 
@@ -38,9 +38,6 @@ def outlast(
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-
-
-COMMAND = [sys.executable, "-m", "outlast.cli.main"]
 
 
 @pytest.fixture

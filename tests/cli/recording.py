@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -23,6 +24,8 @@ class Called(NamedTuple):
 
 
 Call: TypeAlias = Callable[..., Called]
+
+COMMAND = [sys.executable, "-m", "outlast.cli.main"]
 
 
 def at_us(text: str) -> int:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import COMMAND
-from cli.recording import Call
+from cli.recording import COMMAND, Call
 
 READERS = [("list",), ("show", "order-1"), ("history", "order-1")]
 

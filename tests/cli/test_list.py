@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from cli.recording import Call, Recorder
+from cli.recording import COMMAND, Call, Recorder
 from outlast.cli import listing
 from outlast.model.events import (
     TimerStarted,
@@ -108,3 +111,14 @@ def test_no_runs_is_said_and_is_no_error(outlast: Call, recorder: Recorder) -> N
     assert outlast("list") == (0, "", "outlast: no runs\n")
     assert outlast("list", "--status", "failed") == (0, "", "outlast: no such runs\n")
     assert outlast("list", "-o", "json").out == "[]\n"
+
+
+def test_a_list_imports_nothing_that_it_does_not_need(tmp_path: Path, recorder: Recorder) -> None:
+    """What takes long to import decides how fast it answers."""
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], "list"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"click", "asyncio", "outlast.cli.showing", "outlast.store.sqlite"} <= imported
+    unneeded = {"rich", "pydantic", "outlast.cli.running", "outlast.cli.working", "outlast.cli.demo"}
+    assert not unneeded & imported

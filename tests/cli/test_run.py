@@ -215,6 +215,12 @@ def test_a_turn_that_fails_leaves_the_run_open_and_says_so(outlast: Call) -> Non
     assert "Status: Running (parked: its last turn failed)" in outlast("show", "order-1").out
 
 
+def test_a_run_leaves_the_handling_of_signals_as_it_was(outlast: Call) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert outlast("run", "shop.py:plain", "7").status == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_run_that_is_killed_goes_on_where_it_was(
     outlast: Call, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -112,6 +112,57 @@ def test_a_killed_worker_is_followed_by_the_next_one(outlast: Call, start: Start
     assert shown.count("ActivityScheduled") == 1
 
 
+STUBBORN = """
+import asyncio
+from outlast import activity, workflow
+
+@activity
+async def hold_on() -> None:
+    print("holding on", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+@workflow
+async def fulfil(order: str, wait: bool) -> None:
+    await hold_on()
+"""
+
+
+def test_a_second_signal_ends_a_worker_at_once(start: Start, tmp_path: Path, outlast: Call) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    worker = start("worker", "stubborn.py")
+    ready(worker)
+    place("order-1", wait=True)
+    assert ready(worker) == "holding on\n"
+    assert worker.stderr is not None
+
+    worker.send_signal(signal.SIGINT)
+    assert worker.stderr.readline().startswith("outlast: stopping; ")
+    worker.send_signal(signal.SIGINT)
+
+    assert worker.wait() == -signal.SIGINT
+
+
+@pytest.mark.slow
+def test_an_activity_that_never_gives_way_does_not_keep_the_worker_from_ending(
+    start: Start, tmp_path: Path, outlast: Call
+) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    worker = start("worker", "stubborn.py")
+    ready(worker)
+    place("order-1", wait=True)
+    assert ready(worker) == "holding on\n"
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(timeout=60) == 0
+    assert worker.stderr is not None
+    assert "outlast: stopped\n" in worker.stderr.read()
+
+
 @pytest.mark.parametrize(
     ("targets", "part"),
     [

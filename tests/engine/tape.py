@@ -230,8 +230,7 @@ class World:
         for item in history:
             folded.apply(item.event, item.at_us)
         assert snapshot(folded) == snapshot(self.state)
-        if self.state.phase is Phase.OPEN:
-            self._check_promises()
+        self._check_promises()
 
     def _let_effects_leave(self, decision: Decision) -> None:
         for activity_id in decision.stop:

@@ -74,7 +74,7 @@ def test_clean_workflow_code_is_slowed_down_by_little_and_on_311_not_at_all(tmp_
         assert guard.end_turn() is None
 
     # The loop does nothing but calls, which no workflow does; an activity that it awaits costs a hundred of them.
-    assert ratio(live, bare) < (12 if sys.version_info >= (3, 12) else 1.5)
+    assert ratio(live, bare) < (40 if sys.version_info >= (3, 12) else 1.5)
 
 
 def test_patched_functions_cost_little_outside_of_turns() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Coroutine
 from typing import Any
 
 import click
@@ -13,6 +15,7 @@ from outlast.cli.loading import load_workflow
 from outlast.cli.logs import log_to_stderr
 from outlast.cli.opening import opened
 from outlast.cli.options import common_options
+from outlast.cli.stopping import on_first_signal
 from outlast.cli.texts import failure_chain
 from outlast.model.errors import OutlastError, OutlastInterrupt, RunNotFound, WorkflowFailed
 from outlast.model.ids import WorkflowId
@@ -52,15 +55,21 @@ def run_command(
     if workflow_id is None:
         say(f"running {workflow.name}/{id_}")
     try:
-        result = asyncio.run(run_to_end(workflow, args, keywords, db, id_))
-    except KeyboardInterrupt:
+        result = asyncio.run(_until_interrupted(run_to_end(workflow, args, keywords, db, id_)))
+    except asyncio.CancelledError:
         say(f"what is done is recorded; the same command with --id {id_} goes on from there")
-        raise
+        raise KeyboardInterrupt from None
     except WorkflowFailed as error:
         raise CommandFailed("\n".join(failure_report(workflow, id_, error))) from error
     except (OutlastInterrupt, Exception) as error:
         raise _explained(error, id_, db) from error
     click.echo(workflow.plan.encode_result(result).to_bytes().decode())
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, Any]) -> Any:
+    task = asyncio.ensure_future(work)
+    with on_first_signal(task.cancel, signal.SIGINT):
+        return await task
 
 
 def read_arguments(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
-from types import FrameType, ModuleType
+from types import ModuleType
 
 import click
 
-from outlast.cli.errors import CallError, say
+from outlast.cli.errors import OK, CallError, say
 from outlast.cli.loading import load_module, parse_target
 from outlast.cli.logs import log_to_stderr
 from outlast.cli.options import common_options
+from outlast.cli.stopping import end_without_stragglers, on_first_signal
 from outlast.model.ids import DEFAULT_QUEUE
 from outlast.sdk.client import connect, process_name
 from outlast.sdk.registry import AnyDurable, Registry, companions
@@ -62,28 +63,14 @@ def _beside(modules: Sequence[ModuleType]) -> list[AnyDurable]:
 async def _host(hosted: Sequence[object], queues: tuple[str, ...], db: str | None) -> None:
     registry = Registry(*hosted)
     stopped = asyncio.Event()
-    _on_signals(stopped)
-    async with connect(db) as client:
-        async with client.worker(*hosted, queue=queues):
-            click.echo(f"outlast worker {process_name()} hosts {_what(registry)} on {_where(queues, db)}")
-            await stopped.wait()
-            say("stopping; its runs are handed over (Ctrl-C again: at once)")
+    with on_first_signal(stopped.set, signal.SIGINT, signal.SIGTERM):
+        async with connect(db) as client:
+            async with client.worker(*hosted, queue=queues):
+                click.echo(f"outlast worker {process_name()} hosts {_what(registry)} on {_where(queues, db)}")
+                await stopped.wait()
+                say("stopping; its runs are handed over (Ctrl-C again: at once)")
     say("stopped")
-
-
-def _on_signals(stopped: asyncio.Event) -> None:
-    """The first signal sets the event; from the second on, they end the process as if nobody handled them."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        loop.call_soon_threadsafe(stopped.set)
-
-    # Not `loop.add_signal_handler`: Windows has none.
-    for each in numbers:
-        signal.signal(each, stop)
+    end_without_stragglers(OK)
 
 
 def _what(registry: Registry) -> str:

@@ -79,14 +79,11 @@ def check_state(state: RunState, events: Sequence[HistoryEvent]) -> None:
     _compare("last_at_us", state.last_at_us, events[-1].at_us if events else 0)
     _compare("outcome", state.outcome, books.outcome)
     _compare("cancel_requested", state.cancel_requested, books.cancel_requested)
-    over = books.outcome is not None
     pending = {each: (at.attempt, at.not_before_us) for each, at in state.activities.items()}
-    attempts = {each: (at.attempt, at.not_before_us) for each, at in books.activities.items() if at.is_open}
-    _compare("pending activities", pending, {} if over else attempts)
-    _compare("running timers", set(state.timers), set() if over else _open(books.timers))
-    _compare("open waits", set(state.waits), set() if over else _open(books.waits))
-    unknown = set(state.recent_messages) - books.messages
-    _compare("messages that are not in the history", unknown, set())
+    _compare("pending activities", pending, books.pending())
+    _compare("running timers", set(state.timers), books.still_open(books.timers))
+    _compare("open waits", set(state.waits), books.still_open(books.waits))
+    _compare("messages that are not in the history", set(state.recent_messages) - books.messages, frozenset[str]())
 
 
 def _compare(what: str, state: object, history: object) -> None:
@@ -121,10 +118,7 @@ class _Activity:
         self.attempt = 1
         self.not_before_us = at_us
         self.end: str | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return self.end is None
+        """The kind of the event that ended it."""
 
 
 def _keep_books(events: Sequence[HistoryEvent]) -> _Books:
@@ -132,10 +126,6 @@ def _keep_books(events: Sequence[HistoryEvent]) -> _Books:
     for index, item in enumerate(events):
         books.enter(index + 1, item)
     return books
-
-
-def _open(lives: dict[K, _Life]) -> set[K]:
-    return {each for each, life in lives.items() if life is _Life.OPEN}
 
 
 class _Books:
@@ -159,6 +149,17 @@ class _Books:
         if self.item is None:
             return Phase.NEW
         return Phase.OPEN if self.outcome is None else Phase.CLOSED
+
+    def pending(self) -> dict[ActivityId, tuple[int, int]]:
+        """Attempt and its earliest time of every activity that has not ended. Nothing is open after the end."""
+        if self.outcome is not None:
+            return {}
+        return {each: (at.attempt, at.not_before_us) for each, at in self.activities.items() if at.end is None}
+
+    def still_open(self, lives: dict[K, _Life]) -> set[K]:
+        if self.outcome is not None:
+            return set()
+        return {each for each, life in lives.items() if life is _Life.OPEN}
 
     def enter(self, position: int, item: HistoryEvent) -> None:
         role = _role(item.event)

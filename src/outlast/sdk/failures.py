@@ -128,8 +128,8 @@ class _Taker:
                 flagged = _non_retryable(error, policy)
                 return msgspec.structs.replace(passed_on, non_retryable=flagged, retry_after_us=None)
         parts = _Parts(error)
-        if isinstance(error, BaseExceptionGroup):
-            parts.add_members(error, self._members(error))
+        if (group := _as_group(error)) is not None:
+            parts.add_members(group, self._members(group))
         path = writable(type_path(type(error)))
         message = _message(error)
         return Failure(
@@ -174,7 +174,7 @@ class _Parts:
         self.dropped = [each for each in self.dropped if each != "args"]
         if len(members) < len(group.exceptions):
             self.dropped.append(f"{len(group.exceptions) - len(members)} of {len(group.exceptions)} sub-exceptions")
-        self.args = _as_payload(_json([_message_of_group(group)]))
+        self.args = _as_payload(_json([group.message]))
         self._attributes[_GROUP] = Raw(msgspec.json.encode(members))
 
     def attributes(self) -> Payload | None:
@@ -255,7 +255,9 @@ def _remote(error: BaseException) -> Failure | None:
 
 def _message(error: BaseException) -> str:
     try:
-        text = _message_of_group(error) if isinstance(error, BaseExceptionGroup) else str(error)
+        group = _as_group(error)
+        # Without "(2 sub-exceptions)", which str() of a group adds each time.
+        text = str(error) if group is None else str(group.message)
     except Exception as trouble:
         return f"<no message: {type(error).__qualname__}.__str__ raised {type(trouble).__name__}>"
     if len(text) > MAX_MESSAGE:
@@ -263,8 +265,8 @@ def _message(error: BaseException) -> str:
     return writable(text)
 
 
-def _message_of_group(group: BaseExceptionGroup[BaseException]) -> str:
-    return str(group.message)  # without "(2 sub-exceptions)", which str(group) adds each time
+def _as_group(error: BaseException) -> BaseExceptionGroup[BaseException] | None:
+    return cast("BaseExceptionGroup[BaseException]", error) if isinstance(error, BaseExceptionGroup) else None
 
 
 def _traceback(error: BaseException, last_line: str) -> str:
@@ -386,7 +388,7 @@ def _rebuild(failure: Failure, stand_in: _StandIn, depth: int) -> Exception | No
         attributes = _attributes_of(failure)
         members = attributes.pop(_GROUP, Raw(b"[]"))
         if issubclass(cls, ExceptionGroup):
-            error: Exception = _rebuild_group(cls, failure, members, stand_in, depth)
+            error: Exception = _rebuild_group(cast(Any, cls), failure, members, stand_in, depth)
         else:
             error = _bare(cls, _args(failure))
         vars(error).update({name: msgspec.json.decode(text) for name, text in attributes.items()})
@@ -437,10 +439,10 @@ def _bare(cls: type[Exception], args: list[Any]) -> Exception:
 
 
 def _rebuild_group(
-    cls: type[Exception], failure: Failure, members: Raw, stand_in: _StandIn, depth: int
+    cls: type[ExceptionGroup[Exception]], failure: Failure, members: Raw, stand_in: _StandIn, depth: int
 ) -> ExceptionGroup[Exception]:
     recorded = msgspec.json.decode(members, type=list[Failure])
     inner = [_build(member, stand_in, depth - 1) for member in recorded]
     [message] = _args(failure)
-    group: ExceptionGroup[Exception] = ExceptionGroup.__new__(cast(Any, cls), message, inner)
+    group: ExceptionGroup[Exception] = ExceptionGroup.__new__(cls, message, inner)
     return group

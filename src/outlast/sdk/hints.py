@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, ForwardRef, TypeAlias, TypeVar, cast
+from typing import Any, Final, ForwardRef, TypeAlias, TypeVar
 
 from outlast.model.errors import PayloadError
 
@@ -31,7 +31,12 @@ _ONE_SHOT = (
     collections.abc.AsyncIterator,
     collections.abc.AsyncGenerator,
 )
-_CODE = (collections.abc.Callable, collections.abc.Awaitable, collections.abc.Coroutine, type)
+_CODE: tuple[Any, ...] = (
+    collections.abc.Callable,  # pyright: ignore[reportUnknownMemberType]
+    collections.abc.Awaitable,
+    collections.abc.Coroutine,
+    type,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +138,8 @@ def reject_impossible(hint: Any, where: str) -> None:
             )
         if origin in _CODE or origin in (typing.Unpack, types.FunctionType):
             raise PayloadError(
-                f"{where}: {hint_name(part)} cannot be recorded: a history holds data. Pass a value by which the code can "
-                "choose, such as a name or an Enum."
+                f"{where}: {hint_name(part)} cannot be recorded: a history holds data. Pass a value by which the code "
+                "can choose, such as a name or an Enum."
             )
 
 
@@ -156,7 +161,7 @@ def _parts(hint: Any) -> Iterator[Any]:
     """The hint and all hints inside it. The values of a Literal and the extras of an Annotated are no hints."""
     yield hint
     origin = typing.get_origin(hint)
-    if origin is typing.Literal or origin is collections.abc.Callable:
+    if origin is typing.Literal or origin in _CODE:
         return
     arguments = typing.get_args(hint)
     for argument in arguments[:1] if hasattr(hint, "__metadata__") else arguments:
@@ -198,6 +203,6 @@ def _settled(scope: _Scope, written: Any) -> Any:
     if not isinstance(written, (str, ForwardRef)):
         return written
     try:
-        return cast(Any, scope.resolve(written, "field"))
+        return scope.resolve(written, "field")
     except PayloadError:
         return written

@@ -10,7 +10,7 @@ to change.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import NoneType
 from typing import Any, Final, Never, NoReturn, Protocol
 
@@ -61,6 +61,11 @@ def choose_language(hint: Any, where: str, localns: Names) -> Language:
     except PayloadError:
         raise
     except Exception as error:  # a TypeError for most; readers of users' types may raise anything
+        if "InitVar" in str(error):  # pydantic would take it, and fail at every call
+            raise PayloadError(
+                f"{where}: a dataclass in {hint_name(hint)} has an InitVar, which an object does not keep, so it could "
+                "not be built again. Make it a field, or pass another type."
+            ) from None
         return _pydantic(hint, where, str(error))
     return _pydantic(hint, where, examination.obstacle)
 
@@ -155,13 +160,6 @@ class _Examination:
             reject_impossible(cls, self._where)
         if hasattr(cls, "__is_pydantic_dataclass__"):
             self._object(f"{cls.__qualname__} is a dataclass of pydantic's")
-        fields: Mapping[str, Any] = getattr(cls, "__dataclass_fields__", {})
-        for name, field in fields.items():
-            if getattr(field, "_field_type", None) is not None and field._field_type.name == "_FIELD_INITVAR":
-                raise PayloadError(
-                    f"{self._where}: {cls.__qualname__}.{name} is an InitVar, which an object does not keep, so it "
-                    "could not be built again. Make it a field, or pass another type."
-                )
 
     def _object(self, reason: str) -> None:
         self.obstacle = self.obstacle or reason

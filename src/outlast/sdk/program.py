@@ -115,7 +115,7 @@ class PythonProgram:
         loop = self._loop
         if at_us > loop.now_us:
             loop.now_us = at_us
-        guard.begin_turn(not replaying)
+        guard.begin_turn(not replaying, self._watch_closely)
         try:
             loop.turn(partial(FEED[type(event)], self, event))
             while self._conditions and self._settle_conditions():

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime, time
+from decimal import Decimal
 from typing import cast
 
 MAX_DEPTH = 100
@@ -106,8 +107,8 @@ def _is_such_a_sequence(value: object, back: Sequence[object], exactly: bool) ->
 
 
 def _loss_in_set(value: object, back: Set[object], path: str, strict: bool) -> str | None:
-    fits = isinstance(value, type(back) if strict else Set)
-    if not fits:
+    wanted: type = type(back) if strict else Set
+    if not isinstance(value, wanted):
         return _changed(value, back, path)
     return None if _equal(value, back) else f"at {path}: the elements of the set change"
 
@@ -149,6 +150,8 @@ def _equal(value: object, back: object) -> bool:
     try:
         if value == back:
             return True
+        if isinstance(value, Decimal) and type(value) is type(back):
+            return str(value) == str(back)  # its NaN can be written, and is equal to nothing
         # Times that a zone has twice, or never, are unequal to everything in other zones (PEP 495).
         if isinstance(value, datetime) and isinstance(back, datetime) and value.tzinfo and back.tzinfo:
             return value.astimezone(UTC) == back.astimezone(UTC)

@@ -45,8 +45,9 @@ class UserCode:
         self._workflows = tuple(registry.workflow_names())
         self._activities = frozenset(registry.activity_names())
         guard.install()
-        for target in registry.workflows():
-            guard.prepare(target.cls or target.fn, target.name)
+        self._watch_closely = {
+            target.name: guard.prepare(target.cls or target.fn, target.name) for target in registry.workflows()
+        }
 
     def close(self) -> None:
         self._threads.close()
@@ -61,7 +62,9 @@ class UserCode:
         return activity in self._activities
 
     def program(self, started: WorkflowExecutionStarted, run_id: RunId, namespace: Namespace, at_us: int) -> Program:
-        return PythonProgram(self._registry.workflow(started.workflow), started, run_id, namespace, at_us)
+        target = self._registry.workflow(started.workflow)
+        watch_closely = self._watch_closely[target.name]
+        return PythonProgram(target, started, run_id, namespace, at_us, watch_closely=watch_closely)
 
     async def run_attempt(self, attempt: Attempt) -> AttemptEnd:
         started_at_us = self._clock.now_us()

@@ -35,6 +35,16 @@ def migrations() -> tuple[str, ...]:
 
 def check(db: sqlite3.Connection, path: str) -> int:
     """The schema version, 0 for an empty file. Changes nothing. Raises NotADatabase, DatabaseTooNew."""
+    if db.in_transaction:
+        return _check(db, path)
+    db.execute("BEGIN")  # one state for all questions: another process may be migrating
+    try:
+        return _check(db, path)
+    finally:
+        db.execute("ROLLBACK")
+
+
+def _check(db: sqlite3.Connection, path: str) -> int:
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application_id == 0 and tables == 0:

@@ -10,9 +10,9 @@ synced, the next one forms, and thousands of callers cost one fsync.
 What was acknowledged is on disk: an answer leaves the writer after COMMIT. What is read was committed before the
 read began; SQLite's log gives every statement the last committed state, without locks.
 
-A writer with nothing to do looks every few milliseconds whether the file has been written by somebody else
-(`PRAGMA data_version`, some microseconds), and then calls `on_change`. When nothing has happened for a while it
-writes the log back into the file, so that this rarely has to happen under load.
+Between two transactions, and every few milliseconds when there is nothing to do, the writer looks whether somebody
+else has written (`sqlite_watch.py`), and then calls `on_change`. When nothing has happened for a while it writes the
+log back into the file, so that this rarely has to happen under load.
 
 A fork copies neither threads nor locks: in the child every method of the store raises. Around a fork, the threads of
 the parent are kept out of SQLite, so that the child does not inherit a transaction under way, or a locked mutex;
@@ -53,11 +53,8 @@ from outlast.store.liveness import lock_file_of
 from outlast.store.sqlite_open import SYNCHRONOUS, connect, open_database
 from outlast.store.sqlite_reader import SqliteReader
 from outlast.store.sqlite_thread import DatabaseThread
+from outlast.store.sqlite_watch import ChangeWatch
 from outlast.store.sqlite_writer import Call, Operation, SqliteWriter, outgoing, turns
-
-LOOK_FOR_CHANGES_S = 0.01
-"""How often an idle writer looks whether others have written. Costs 0.3 % of a core, and adds 5 ms on average to
-what two processes say to each other."""
 
 CHECKPOINT_AFTER_S = 0.5
 """Quiet for so long after a write: then the log is written back. Short breaks in the load must not cause one each."""
@@ -108,7 +105,7 @@ class SqliteStore:
     def _connect_writer(self) -> _WriterServer:
         db = open_database(self._path, create=self._create, synchronous=self._synchronous)
         writer = SqliteWriter(db, self._path, lock_file_of(self._path), self._mailbox_limit)
-        return _WriterServer(writer, self._others_wrote)
+        return _WriterServer(writer, ChangeWatch(writer, self._path), self._others_wrote)
 
     def _connect_reader(self) -> _ReaderServer:
         db = connect(self._path, create=False, synchronous=self._synchronous)
@@ -224,11 +221,10 @@ class SqliteStore:
 class _WriterServer:
     """What the writer thread does: transactions, and between them a look at the file."""
 
-    def __init__(self, writer: SqliteWriter, others_wrote: Callable[[], None]) -> None:
+    def __init__(self, writer: SqliteWriter, watch: ChangeWatch, others_wrote: Callable[[], None]) -> None:
         self._writer = writer
+        self._watch = watch
         self._others_wrote = others_wrote
-        self._version = writer.data_version()
-        self._looked_at = time.monotonic()
         self._wrote_at: float | None = None
         """Last write that is perhaps still in the log; None if there is none."""
 
@@ -237,23 +233,17 @@ class _WriterServer:
         for start in range(0, len(requests), OPERATIONS):
             answers += self._writer.write(requests[start : start + OPERATIONS])
         self._wrote_at = time.monotonic()
+        self._watch.wrote(self._wrote_at)
         return answers
 
     def idle(self) -> float:
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_FOR_CHANGES_S:
-            self._look_for_changes(now)
+        if self._watch.others_wrote(now):
+            self._others_wrote()
         if self._wrote_at is not None and now - self._wrote_at >= CHECKPOINT_AFTER_S:
             self._writer.checkpoint()
             self._wrote_at = None
-        return LOOK_FOR_CHANGES_S
-
-    def _look_for_changes(self, now: float) -> None:
-        self._looked_at = now
-        version = self._writer.data_version()
-        if version != self._version:
-            self._version = version
-            self._others_wrote()
+        return self._watch.pause_s(now)
 
     def close(self) -> None:
         self._writer.close()

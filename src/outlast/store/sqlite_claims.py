@@ -23,6 +23,7 @@ def claim_runs(db: sqlite3.Connection, claim: Claim) -> list[Claimed]:
     taken: dict[str, Value] = {"node": claim.node, "run_ids": as_json(list(chosen))}
     db.execute(sql.TAKE_RUNS, taken)
     db.execute(sql.TAKE_MAIL, taken)
+    db.execute(sql.FORGET_WOKEN, taken)
     (text,) = db.execute(sql.RUNS_BY_ID, taken).fetchone()
     rows = {run.run_id: run for run in decode_runs(text)}
     return [Claimed(rows[run_id], lost=owner is not None) for run_id, owner in chosen.items()]
@@ -32,12 +33,12 @@ def _candidates(db: sqlite3.Connection, claim: Claim) -> list[Candidate]:
     wanted: dict[str, Value] = {
         "namespace": claim.namespace,
         "queues": as_json(sorted(set(claim.queues))),
-        "workflows": as_json(claim.workflows),
+        "workflows": as_json(sorted(set(claim.workflows))),
         "max_format": claim.max_format,
         "now_us": claim.now_us,
         "limit": claim.limit,
     }
-    ways = [sql.LOST_RUNS, sql.DUE_RUNS, sql.RUNS_WITH_MAIL]
+    ways = [sql.LOST_RUNS, sql.DUE_RUNS, sql.WOKEN_RUNS]
     if claim.parked:
         ways.append(sql.PARKED_RUNS)
     found: list[Candidate] = []

@@ -170,16 +170,30 @@ BEGIN
      WHERE (SELECT count(*) FROM mailbox WHERE run_id = NEW.run_id) >= {mailbox_limit:d}
        AND NOT EXISTS (SELECT 1 FROM mailbox WHERE run_id = NEW.run_id AND message_id = NEW.message_id);
 
-    INSERT INTO mailbox (run_id, message_id, owner, queue, at_us, body)
-    SELECT run_id, NEW.message_id, owner, queue, NEW.at_us, NEW.body FROM runs WHERE run_id = NEW.run_id
+    INSERT INTO mailbox (run_id, message_id, owner, at_us, body)
+    SELECT run_id, NEW.message_id, owner, NEW.at_us, NEW.body FROM runs WHERE run_id = NEW.run_id
         ON CONFLICT (run_id, message_id) DO NOTHING;
+END
+"""
+
+# Mail for a run without owner makes it free to be claimed, unless it is parked.
+WAKE = """
+CREATE TEMP TRIGGER wake AFTER INSERT ON main.mailbox WHEN NEW.owner IS NULL
+BEGIN
+    INSERT INTO woken (run_id, namespace, queue, workflow, priority, format, since_us)
+    SELECT run_id, namespace, queue, workflow, priority, format, NEW.at_us
+      FROM runs
+     WHERE run_id = NEW.run_id
+       AND NOT EXISTS (SELECT 1 FROM run_details AS parked
+                        WHERE parked.run_id = runs.run_id AND parked.error_at = runs.next_event)
+        ON CONFLICT (run_id) DO UPDATE SET since_us = min(since_us, excluded.since_us);
 END
 """
 
 
 def procedures(mailbox_limit: int) -> tuple[str, ...]:
     """To be executed once on each connection that writes."""
-    return (TURNS, ADVANCE, START, OUTGOING, SEND.format(mailbox_limit=mailbox_limit))
+    return (TURNS, ADVANCE, START, OUTGOING, SEND.format(mailbox_limit=mailbox_limit), WAKE)
 
 
 @cache
@@ -237,10 +251,17 @@ SELECT node_id, name, alive, counter, lock_file
 
 # --- claims of runs ---------------------------------------------------------------------------------------------
 # Candidates come as (run_id, priority, due_us, owner), the best `limit` of each kind; `sqlite_claims.py` merges them.
-# Nothing here may take longer because many runs sleep, or because many are due: so for each queue the priorities
-# in use are found by jumping through the index, and of each only the first `limit` are read.
+# Nothing here may take longer because many runs sleep, are due, or are hosted elsewhere: so of each queue and
+# workflow only the first `limit` are read, in the order of an index.
 
-# Owners that are not alive, or of whom there is no row any more.
+_CANDIDATE = "json_array(run_id, priority, due_us, owner)"
+
+_HOSTED = """
+    hosted (queue, workflow) AS (
+        SELECT queues.value, workflows.value FROM json_each(:queues) AS queues, json_each(:workflows) AS workflows
+    )"""
+
+# Owners that are not alive, or of whom there is no row any more; found by jumping through the index.
 _DEAD_OWNERS = """
     owners (owner) AS (
         SELECT (SELECT min(owner) FROM runs WHERE status = 'open' AND owner IS NOT NULL)
@@ -249,86 +270,83 @@ _DEAD_OWNERS = """
           FROM owners WHERE owners.owner IS NOT NULL
     ),
     dead (owner) AS (
-        SELECT owner FROM owners WHERE owner IS NOT NULL AND owner NOT IN (SELECT node_id FROM nodes WHERE alive)
+        SELECT owner FROM owners WHERE owner IS NOT NULL EXCEPT SELECT node_id FROM nodes WHERE alive
     )"""
-
-_LEVELS = """
-    levels (owner, queue, priority) AS (
-        SELECT {first}.owner, queues.value,
-               (SELECT max(priority) FROM runs
-                 WHERE status = 'open' AND owner IS {first}.owner AND namespace = :namespace AND queue = queues.value)
-          FROM {first}, json_each(:queues) AS queues
-        UNION ALL
-        SELECT levels.owner, levels.queue,
-               (SELECT max(runs.priority) FROM runs
-                 WHERE runs.status = 'open' AND runs.owner IS levels.owner AND runs.namespace = :namespace
-                   AND runs.queue = levels.queue AND runs.priority < levels.priority)
-          FROM levels WHERE levels.priority IS NOT NULL
-    )"""
-
-_HOSTED = "{runs}.workflow IN (SELECT value FROM json_each(:workflows)) AND {runs}.format <= :max_format"
-
-_CANDIDATE = "json_array(run_id, priority, due_us, owner)"
 
 LOST_RUNS = _gathered(
     _CANDIDATE,
     f"""
-WITH RECURSIVE {_DEAD_OWNERS}, {_LEVELS.format(first="dead")}
+WITH RECURSIVE {_HOSTED}, {_DEAD_OWNERS}
 SELECT runs.run_id, runs.priority, coalesce(runs.wake_at_us, 0) AS due_us, runs.owner
-  FROM levels CROSS JOIN runs
+  FROM dead CROSS JOIN hosted CROSS JOIN runs
     ON runs.run_id IN (
         SELECT run.run_id FROM runs AS run
-         WHERE run.status = 'open' AND run.owner = levels.owner AND run.namespace = :namespace
-           AND run.queue = levels.queue AND run.priority = levels.priority
-           AND {_HOSTED.format(runs="run")}
-         ORDER BY run.wake_at_us, run.run_id LIMIT :limit)
+         WHERE run.status = 'open' AND run.owner = dead.owner AND run.namespace = :namespace
+           AND run.queue = hosted.queue AND run.workflow = hosted.workflow AND run.format <= :max_format
+         ORDER BY run.priority DESC, run.wake_at_us, run.run_id LIMIT :limit)
  ORDER BY runs.priority DESC, due_us, runs.run_id
  LIMIT :limit
 """,
 )
 
+# In front of those that are due may be any number that sleep, of each priority; the priorities are found by jumping.
 DUE_RUNS = _gathered(
     _CANDIDATE,
     f"""
-WITH RECURSIVE nobody (owner) AS (SELECT NULL), {_LEVELS.format(first="nobody")}
+WITH RECURSIVE {_HOSTED},
+    levels (queue, workflow, priority) AS (
+        SELECT hosted.queue, hosted.workflow,
+               (SELECT max(priority) FROM runs
+                 WHERE status = 'open' AND owner IS NULL AND namespace = :namespace
+                   AND queue = hosted.queue AND workflow = hosted.workflow)
+          FROM hosted
+        UNION ALL
+        SELECT levels.queue, levels.workflow,
+               (SELECT max(runs.priority) FROM runs
+                 WHERE runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
+                   AND runs.queue = levels.queue AND runs.workflow = levels.workflow
+                   AND runs.priority < levels.priority)
+          FROM levels WHERE levels.priority IS NOT NULL
+    )
 SELECT runs.run_id, runs.priority, runs.wake_at_us AS due_us, runs.owner
   FROM levels CROSS JOIN runs
     ON runs.run_id IN (
         SELECT run.run_id FROM runs AS run
          WHERE run.status = 'open' AND run.owner IS NULL AND run.namespace = :namespace
-           AND run.queue = levels.queue AND run.priority = levels.priority AND run.wake_at_us <= :now_us
-           AND {_HOSTED.format(runs="run")}
+           AND run.queue = levels.queue AND run.workflow = levels.workflow AND run.priority = levels.priority
+           AND run.wake_at_us <= :now_us AND run.format <= :max_format
          ORDER BY run.wake_at_us, run.run_id LIMIT :limit)
  ORDER BY runs.priority DESC, runs.wake_at_us, runs.run_id
  LIMIT :limit
 """,
 )
 
-RUNS_WITH_MAIL = _gathered(
+WOKEN_RUNS = _gathered(
     _CANDIDATE,
     f"""
-SELECT runs.run_id, runs.priority, min(mailbox.at_us) AS due_us, runs.owner
-  FROM mailbox CROSS JOIN runs ON runs.run_id = mailbox.run_id
- WHERE mailbox.owner IS NULL AND mailbox.queue IN (SELECT value FROM json_each(:queues))
-   AND runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
-   AND {_HOSTED.format(runs="runs")}
-   AND NOT EXISTS (SELECT 1 FROM run_details AS parked
-                    WHERE parked.run_id = runs.run_id AND parked.error_at = runs.next_event)
- GROUP BY runs.run_id
- ORDER BY runs.priority DESC, due_us, runs.run_id
+WITH {_HOSTED}
+SELECT woken.run_id, woken.priority, woken.since_us AS due_us, NULL AS owner
+  FROM hosted CROSS JOIN woken
+    ON woken.run_id IN (
+        SELECT run.run_id FROM woken AS run
+         WHERE run.namespace = :namespace AND run.queue = hosted.queue AND run.workflow = hosted.workflow
+           AND run.format <= :max_format
+         ORDER BY run.priority DESC, run.since_us, run.run_id LIMIT :limit)
+ ORDER BY woken.priority DESC, woken.since_us, woken.run_id
  LIMIT :limit
 """,
 )
 
+# Few, and asked for rarely: when the code has changed.
 PARKED_RUNS = _gathered(
     _CANDIDATE,
-    f"""
+    """
 SELECT runs.run_id, runs.priority, :now_us AS due_us, runs.owner
   FROM run_details CROSS JOIN runs ON runs.run_id = run_details.run_id
  WHERE run_details.error_at = runs.next_event
    AND runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
    AND runs.queue IN (SELECT value FROM json_each(:queues))
-   AND {_HOSTED.format(runs="runs")}
+   AND runs.workflow IN (SELECT value FROM json_each(:workflows)) AND runs.format <= :max_format
  ORDER BY runs.priority DESC, runs.run_id
  LIMIT :limit
 """,
@@ -339,6 +357,7 @@ UPDATE runs SET owner = :node, claims = claims + 1 WHERE run_id IN (SELECT value
 """
 
 # Mail is stamped with the owner of its run.
+FORGET_WOKEN = "DELETE FROM woken WHERE run_id IN (SELECT value FROM json_each(:run_ids))"
 TAKE_MAIL = "UPDATE mailbox SET owner = :node WHERE run_id IN (SELECT value FROM json_each(:run_ids))"
 
 # --- tasks ------------------------------------------------------------------------------------------------------
@@ -390,8 +409,8 @@ REMOVE_TASK = "DELETE FROM tasks WHERE run_id = ? AND activity_id = ? AND attemp
 # The outcome of a task. No look at the limit of the mailbox: it has no sender who could try again later, and there
 # are never more of them than tasks.
 DELIVER = """
-INSERT INTO mailbox (run_id, message_id, owner, queue, at_us, body)
-SELECT run_id, :message_id, owner, queue, :at_us, :body FROM runs WHERE run_id = :run_id
+INSERT INTO mailbox (run_id, message_id, owner, at_us, body)
+SELECT run_id, :message_id, owner, :at_us, :body FROM runs WHERE run_id = :run_id
     ON CONFLICT (run_id, message_id) DO NOTHING
 """
 
@@ -429,7 +448,9 @@ FILTER_BEFORE = "run_id < :before"
 
 
 def list_runs(conditions: list[str]) -> str:
-    return _gathered_runs(" AND ".join(conditions) + " ORDER BY run_id DESC LIMIT :limit")
+    # The inner SELECT often needs only an index, and sorts only ids.
+    chosen = f"SELECT run_id FROM runs WHERE {' AND '.join(conditions)} ORDER BY run_id DESC LIMIT :limit"
+    return _gathered_runs(f"run_id IN ({chosen}) ORDER BY run_id DESC")
 
 
 _JOURNAL_ROW = "json_array(run_id, first_event, count, turn_id, at_us, events)"

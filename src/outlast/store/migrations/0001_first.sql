@@ -24,8 +24,9 @@ CREATE TABLE runs (
 -- A run is in exactly one of the first two: while it is open its workflow id is taken.
 CREATE UNIQUE INDEX runs_open_id ON runs (namespace, workflow_id) WHERE status = 'open';
 CREATE INDEX runs_closed_id ON runs (namespace, workflow_id) WHERE status <> 'open';
--- For claims: the unowned that are due, and those of one owner.
-CREATE INDEX runs_claims ON runs (owner, namespace, queue, priority, wake_at_us) WHERE status = 'open';
+-- For claims: the unowned that are due, and those of one owner. `format` only saves a look at the row.
+CREATE INDEX runs_claims ON runs (owner, namespace, queue, workflow, priority DESC, wake_at_us, run_id, format)
+    WHERE status = 'open';
 
 -- Columns that few runs have. `error` counts while error_at = runs.next_event: a commit that appends events
 -- thereby clears it, without a write here.
@@ -55,13 +56,24 @@ CREATE TABLE mailbox (
     run_id     TEXT    NOT NULL,
     message_id TEXT    NOT NULL,
     owner      INTEGER,
-    queue      TEXT    NOT NULL,
     at_us      INTEGER NOT NULL,
     body       TEXT    NOT NULL                  -- JSON
 );
 CREATE UNIQUE INDEX mailbox_run ON mailbox (run_id, message_id);
 CREATE INDEX mailbox_owner ON mailbox (owner) WHERE owner IS NOT NULL;
-CREATE INDEX mailbox_unowned ON mailbox (queue, run_id) WHERE owner IS NULL;
+
+-- Runs that mail has made free to be claimed: open, without owner, not parked. With what a claim asks for, and since
+-- when, so that claims need not look through the mail.
+CREATE TABLE woken (
+    run_id    TEXT    NOT NULL PRIMARY KEY,
+    namespace TEXT    NOT NULL,
+    queue     TEXT    NOT NULL,
+    workflow  TEXT    NOT NULL,
+    priority  INTEGER NOT NULL,
+    format    INTEGER NOT NULL,
+    since_us  INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX woken_claims ON woken (namespace, queue, workflow, priority DESC, since_us, run_id, format);
 
 -- Dispatched attempts of activities.
 CREATE TABLE tasks (
