@@ -83,9 +83,18 @@ class PythonProgram:
     """One run of a native workflow. Implements `engine.Program`, the loop's host, and the run context of the SDK."""
 
     def __init__(
-        self, target: Durable[..., Any], started: WorkflowExecutionStarted, run_id: RunId, namespace: Namespace, at_us: int
+        self,
+        target: Durable[..., Any],
+        started: WorkflowExecutionStarted,
+        run_id: RunId,
+        namespace: Namespace,
+        at_us: int,
+        *,
+        watch_closely: bool = False,
     ) -> None:
         self.target = target
+        self._watch_closely = watch_closely
+        """What `guard.prepare` has said of the workflow."""
         self.started = started
         self.run_id = run_id
         self.namespace = namespace
@@ -105,7 +114,6 @@ class PythonProgram:
         context.run(current_run.set, self)
         self._loop = WorkflowLoop(self, started.workflow_id, context, at_us)
         self._main: asyncio.Future[Any] | None = None
-        self._history_length = 0
 
     # --- engine.Program -----------------------------------------------------------------------------------------------
 
