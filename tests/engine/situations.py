@@ -6,6 +6,7 @@ unless the situation says otherwise.
 
 from __future__ import annotations
 
+from engine.scripted import STARTED, fold
 from outlast.engine.run import RunState
 from outlast.model.events import (
     ActivityAttemptFailed,
@@ -21,8 +22,6 @@ from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId
 from outlast.model.payloads import NULL
 from outlast.model.policies import RetryPolicy
-
-from engine.scripted import STARTED, fold
 
 T = 1_000_000
 NOW = T + 1_000

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from engine.scripted import RUN, STARTED, Journal, snapshot
 from outlast.engine.decide import Decision, begin, close_with_mail, first_turn, resume_work, take_turn
 from outlast.engine.invariants import check_history, check_state
 from outlast.engine.replay import replay
@@ -49,8 +50,6 @@ from outlast.model.inputs import (
 from outlast.model.payloads import NO_ARGUMENTS, NULL
 from outlast.model.policies import RetryPolicy
 
-from engine.scripted import RUN, STARTED, Journal, snapshot
-
 OOPS = Failure("builtins:OSError", "disk full")
 START_US = 1_000_000
 ENDS = 29
@@ -71,12 +70,8 @@ class TapeProgram:
     def feed(self, event: InputEvent, at_us: int, *, replaying: bool) -> Sequence[Command]:
         self.fed.append(event)
         self._take(event)
-        answer: list[Command] = []
         plan = self._next() % 30 if self._tape else ENDS
-        for _ in range(plan % 4 if plan < ENDS else 0):
-            answer.append(self._command())
-        if plan == ENDS:
-            answer.append(self._end(at_us))
+        answer = [self._end(at_us)] if plan == ENDS else [self._command() for _ in range(plan % 4)]
         self.answers.append(answer)
         return answer
 

@@ -5,6 +5,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple, get_args
 
 import pytest
+
+from engine.scripted import answering, fold, snapshot
+from engine.situations import (
+    A1,
+    A2,
+    FRESH,
+    NOW,
+    OOPS,
+    OPEN,
+    PENDING,
+    SITUATIONS,
+    T1,
+    T2,
+    TIMERS,
+    W1,
+    W2,
+    situation,
+)
 from outlast.engine import replay as replay_module
 from outlast.engine.decide import COMMANDS, take_turn
 from outlast.engine.run import InvalidTransition
@@ -39,24 +57,6 @@ from outlast.model.events import (
 from outlast.model.inputs import ActivityDeadlinePassed, CancelRequested, Input, TimerDue
 from outlast.model.payloads import NO_ARGUMENTS, NULL, Arguments, Payload
 from outlast.model.policies import RetryPolicy
-
-from engine.scripted import answering, fold, snapshot
-from engine.situations import (
-    A1,
-    A2,
-    FRESH,
-    NOW,
-    OOPS,
-    OPEN,
-    PENDING,
-    SITUATIONS,
-    T1,
-    T2,
-    TIMERS,
-    W1,
-    W2,
-    situation,
-)
 
 INPUT = CancelRequested(FRESH)
 ARGUMENTS = Arguments((Payload.from_json(b"[1, 2]"),), {"fast": Payload.from_json(b"true")})
@@ -187,7 +187,9 @@ def test_something_that_is_no_command_is_a_bug_of_ours() -> None:
 
 
 def test_an_activity_that_is_cancelled_in_the_turn_that_scheduled_it_never_starts() -> None:
-    program = answering([ScheduleActivity(activity_id=A1, activity="charge", arguments=NO_ARGUMENTS), CancelActivity(activity_id=A1)])
+    program = answering(
+        [ScheduleActivity(activity_id=A1, activity="charge", arguments=NO_ARGUMENTS), CancelActivity(activity_id=A1)]
+    )
     decision = take_turn(situation("idle"), program, [INPUT], NOW)
     assert decision.dispatch == []
     assert decision.stop == [A1]

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+
+from engine.scripted import RUN, STARTED, Scripted, answering, history, snapshot
+from engine.situations import A1, A2, FRESH, OOPS, SEEN, T1, T2, W1, W2, T
 from outlast.engine.replay import describe_event, replay
 from outlast.engine.run import InvalidTransition, Phase, RunState
 from outlast.model.commands import (
@@ -42,9 +45,6 @@ from outlast.model.events import (
 )
 from outlast.model.inputs import CancelRequested, TerminateRequested
 from outlast.model.payloads import NO_ARGUMENTS, NULL, Arguments, Payload
-
-from engine.scripted import RUN, STARTED, Scripted, answering, history, snapshot
-from engine.situations import A1, A2, FRESH, OOPS, SEEN, T1, T2, W1, W2, T
 
 Answers = Sequence[Sequence[Command]]
 Turns = list[tuple[int, Sequence[Event]]]
@@ -261,7 +261,11 @@ def test_the_code_that_wrote_a_history_can_replay_it() -> None:
 def test_arguments_options_and_labels_may_differ() -> None:
     other = Arguments((Payload.from_json(b"2"),))
     changed: Answers = [
-        [ScheduleActivity(activity_id=A1, activity="charge", arguments=other, queue="q", label="l", start_to_close_us=1)],
+        [
+            ScheduleActivity(
+                activity_id=A1, activity="charge", arguments=other, queue="q", label="l", start_to_close_us=1
+            )
+        ],
         [SHIP, StartTimer(timer_id=T1, delay_us=61, label="nap")],
         [CompleteWorkflow(result=Payload.from_json(b"3"))],
     ]

@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+
+from engine.situations import A1
 from outlast.model import events as events_module
 from outlast.model.events import EVENT_FORMAT, ActivityScheduled, Event, WorkflowExecutionStarted, decode_events
 from outlast.model.failures import Failure, FailureKind
@@ -18,8 +20,6 @@ from outlast.model.inputs import ActivityDeadlinePassed, Message, TimerDue, deco
 from outlast.model.payloads import Arguments, Payload
 from outlast.model.policies import RetryPolicy
 from outlast.runtime.ports import Attempt, decode_attempt
-
-from engine.situations import A1
 
 EVENTS = """
 WorkflowExecutionStarted: workflow: str; workflow_id: WorkflowId; queue: str;
@@ -78,7 +78,7 @@ def frozen(text: str) -> list[str]:
 def described(kind: type[msgspec.Struct]) -> str:
     annotations: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
-        annotations.update(base.__dict__.get("__annotations__", {}))
+        annotations.update(getattr(base, "__annotations__", {}))
     fields = []
     for field in msgspec.structs.fields(kind):
         default = ""

@@ -12,6 +12,8 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+
+from engine.scripted import RUN, answering
 from outlast.engine.invariants import check_state
 from outlast.engine.replay import replay
 from outlast.engine.run import Phase, RunState
@@ -46,8 +48,6 @@ from outlast.model.events import (
 )
 from outlast.model.inputs import Message, decode_message, encode_message
 from outlast.runtime.ports import decode_attempt, encode_attempt
-
-from engine.scripted import RUN, answering
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
@@ -121,9 +121,7 @@ def test_a_history_is_written_as_earlier_releases_wrote_it(name: str) -> None:
 def _command(event: Event) -> Command:
     match event:
         case ActivityScheduled():
-            return ScheduleActivity(
-                activity_id=event.activity_id, activity=event.activity, arguments=event.arguments
-            )
+            return ScheduleActivity(activity_id=event.activity_id, activity=event.activity, arguments=event.arguments)
         case ActivityCancelled():
             return CancelActivity(activity_id=event.activity_id)
         case TimerStarted():

@@ -5,6 +5,26 @@ from __future__ import annotations
 from typing import NamedTuple, get_args
 
 import pytest
+
+from engine.scripted import RUN, STARTED, RunState, Scripted, answering, fold, snapshot
+from engine.situations import (
+    A1,
+    A2,
+    FRESH,
+    NOW,
+    OOPS,
+    OPEN,
+    PENDING,
+    PENDING_AT_1,
+    PENDING_AT_2,
+    SEEN,
+    SITUATIONS,
+    T1,
+    T2,
+    TIMERS,
+    T,
+    situation,
+)
 from outlast.engine.decide import INPUTS, begin, close_with_mail, first_turn, resume_work, take_turn
 from outlast.engine.run import InvalidTransition, Phase
 from outlast.model.commands import CompleteWorkflow, ScheduleActivity, StartTimer
@@ -38,26 +58,6 @@ from outlast.model.inputs import (
     TimerDue,
 )
 from outlast.model.payloads import NO_ARGUMENTS, NULL
-
-from engine.scripted import RUN, STARTED, RunState, Scripted, answering, fold, snapshot
-from engine.situations import (
-    A1,
-    A2,
-    FRESH,
-    NOW,
-    OOPS,
-    OPEN,
-    PENDING,
-    PENDING_AT_1,
-    PENDING_AT_2,
-    SEEN,
-    SITUATIONS,
-    T1,
-    T2,
-    TIMERS,
-    T,
-    situation,
-)
 
 
 class Expected(NamedTuple):
@@ -218,7 +218,10 @@ def test_a_cancel_request_sent_twice_is_in_the_history_once() -> None:
 
 def test_answers_stand_after_the_input_that_caused_them() -> None:
     state = fold([*SITUATIONS["attempt 1"], (TimerStarted(T1, 500, T + 500), T)])
-    program = answering([ScheduleActivity(activity_id=A2, activity="ship", arguments=NO_ARGUMENTS)], [StartTimer(timer_id=T2, delay_us=9)])
+    program = answering(
+        [ScheduleActivity(activity_id=A2, activity="ship", arguments=NO_ARGUMENTS)],
+        [StartTimer(timer_id=T2, delay_us=9)],
+    )
     decision = take_turn(state, program, [TimerDue(T1), AttemptSucceeded(A1, 1, T, NULL)], NOW)
     assert decision.events == [
         TimerFired(T1),
@@ -276,7 +279,9 @@ def test_inputs_after_the_end_are_left_and_are_not_fed() -> None:
 
 def test_what_still_runs_when_a_run_ends_is_told_to_stop() -> None:
     state = situation("attempt 1")
-    program = answering([ScheduleActivity(activity_id=A2, activity="ship", arguments=NO_ARGUMENTS), CompleteWorkflow(result=NULL)])
+    program = answering(
+        [ScheduleActivity(activity_id=A2, activity="ship", arguments=NO_ARGUMENTS), CompleteWorkflow(result=NULL)]
+    )
     decision = take_turn(state, program, [CancelRequested(FRESH)], NOW)
     assert decision.stop == [A1, A2]
     assert decision.dispatch == []
@@ -296,7 +301,10 @@ def test_an_error_of_the_program_escapes() -> None:
 
 
 def test_a_run_begins_with_its_start_and_the_first_commands_at_one_time() -> None:
-    state, program = RunState(RUN), answering([ScheduleActivity(activity_id=A1, activity="charge", arguments=NO_ARGUMENTS)])
+    state, program = (
+        RunState(RUN),
+        answering([ScheduleActivity(activity_id=A1, activity="charge", arguments=NO_ARGUMENTS)]),
+    )
     decision = begin(state, program, STARTED, T)
     assert decision.events == [STARTED, ActivityScheduled(A1, "charge")]
     assert (decision.first_event, decision.at_us, decision.dispatch) == (1, T, [A1])

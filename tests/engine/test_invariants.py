@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from msgspec.structs import replace
+
+from engine.scripted import STARTED, fold, history
+from engine.situations import A1, A2, FRESH, OOPS, SEEN, SITUATIONS, T1, T2, W1, W2, T
 from outlast.engine.invariants import InvariantViolation, check_history, check_state
 from outlast.engine.run import Phase, RunState
 from outlast.model.errors import InternalError
@@ -35,9 +38,6 @@ from outlast.model.ids import MessageId
 from outlast.model.inputs import AttemptLost, CancelRequested
 from outlast.model.payloads import NULL
 from outlast.model.policies import RetryPolicy
-
-from engine.scripted import STARTED, fold, history
-from engine.situations import A1, A2, FRESH, OOPS, SEEN, SITUATIONS, T1, T2, W1, W2, T
 
 Turn = tuple[int, Sequence[Event]]
 

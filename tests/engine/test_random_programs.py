@@ -9,15 +9,14 @@ from typing import get_args
 from hypothesis import event as note
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outlast.engine.decide import take_turn
-from outlast.engine.run import Phase
-from outlast.model.events import Event
-from outlast.model.inputs import CancelRequested, TerminateRequested
-from outlast.model.ids import MessageId
 
 from engine.scripted import snapshot
 from engine.tape import KINDS, Step, Turn, World, check_every_prefix
-
+from outlast.engine.decide import take_turn
+from outlast.engine.run import Phase
+from outlast.model.events import Event
+from outlast.model.ids import MessageId
+from outlast.model.inputs import CancelRequested, TerminateRequested
 
 
 def _long_tape(seed: int) -> list[int]:
@@ -29,7 +28,9 @@ def _long_script(seed: int) -> list[Turn]:
     draw = Random(seed)
 
     def some_steps(most: int) -> list[Step]:
-        return [Step(draw.randrange(KINDS), draw.randrange(13), draw.randrange(81)) for _ in range(draw.randrange(most))]
+        return [
+            Step(draw.randrange(KINDS), draw.randrange(13), draw.randrange(81)) for _ in range(draw.randrange(most))
+        ]
 
     return [Turn(draw.randrange(-100, 400), some_steps(6), some_steps(3)) for _ in range(draw.randrange(5, 30))]
 

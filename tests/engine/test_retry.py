@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from engine.scripted import STARTED, Scripted, fold
+from engine.situations import A1, NOW, OOPS, T
 from outlast.engine.decide import Decision, take_turn
 from outlast.engine.run import RunState
 from outlast.model.events import (
@@ -17,9 +20,6 @@ from outlast.model.events import (
 from outlast.model.failures import Failure, FailureKind
 from outlast.model.inputs import ActivityDeadlinePassed, AttemptFailed, AttemptLost, Input
 from outlast.model.policies import DEFAULT_RETRY, SECOND_US, RetryPolicy
-
-from engine.scripted import STARTED, Scripted, fold
-from engine.situations import A1, NOW, OOPS, T
 
 ALMOST_ONE = 1.0 - 2.0**-53
 

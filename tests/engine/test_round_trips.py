@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Raw, Struct
-from outlast.model.events import Event, MessageUnhandled, TimerStarted, decode_events, encode_events
+from msgspec import Struct
+
+from outlast.model.errors import InvalidArgument, PayloadError
+from outlast.model.events import (
+    Event,
+    MessageUnhandled,
+    WorkflowExecutionCompleted,
+    WorkflowExecutionFailed,
+    WorkflowExecutionStarted,
+    decode_events,
+    encode_events,
+)
 from outlast.model.failures import Failure, FailureKind
-from outlast.model.ids import TURN_BITS, NodeId, TimerId, turn_id
-from outlast.model.inputs import Message, decode_message, encode_message
+from outlast.model.ids import ActivityId, WorkflowId
+from outlast.model.inputs import AttemptFailed, Message, decode_message, encode_message
 from outlast.model.payloads import JSON, Arguments, Payload
 from outlast.model.policies import RetryPolicy
 from outlast.runtime.ports import Attempt, decode_attempt, encode_attempt
@@ -40,13 +51,6 @@ foreign_payloads = st.builds(
     st.none() | st.dictionaries(texts, texts, max_size=2),
 )
 payloads = json_payloads | foreign_payloads
-BASE: dict[Any, st.SearchStrategy[Any]] = {
-    str: texts,
-    int: numbers,
-    float: floats,
-    Payload: payloads,
-    FailureKind: st.sampled_from(FailureKind),
-}
 
 
 def strategy_of(annotation: str) -> st.SearchStrategy[Any]:
@@ -94,6 +98,7 @@ events: st.SearchStrategy[Event] = st.deferred(lambda: st.one_of(*(built(kind) f
 
 @pytest.mark.parametrize("kind", get_args(Event))
 def test_every_event_comes_back_as_it_was(kind: type[Struct]) -> None:
+    @settings(max_examples=30)
     @given(built(kind))
     def comes_back(event: Event) -> None:
         data = encode_events([event])
@@ -104,11 +109,13 @@ def test_every_event_comes_back_as_it_was(kind: type[Struct]) -> None:
     comes_back()
 
 
+@settings(max_examples=50)
 @given(st.lists(events, max_size=5))
 def test_events_of_a_turn_keep_their_order(turn: list[Event]) -> None:
     assert decode_events(encode_events(turn)) == turn
 
 
+@settings(max_examples=50)
 @given(messages)
 def test_a_message_comes_back_as_it_was(message: Message) -> None:
     data = encode_message(message)
@@ -117,6 +124,7 @@ def test_a_message_comes_back_as_it_was(message: Message) -> None:
     assert decode_events(encode_events([MessageUnhandled(message)])) == [MessageUnhandled(message)]
 
 
+@settings(max_examples=50)
 @given(built(Attempt))
 def test_an_attempt_comes_back_as_it_was(attempt: Attempt) -> None:
     data = encode_attempt(attempt)
@@ -124,18 +132,20 @@ def test_an_attempt_comes_back_as_it_was(attempt: Attempt) -> None:
     assert encode_attempt(decode_attempt(data)) == data
 
 
+def _through_a_message(payload: Payload) -> Payload:
+    failed = AttemptFailed(ActivityId("1"), 1, 0, Failure("E", "", args=payload), 0.0)
+    back = decode_message(encode_message(failed))
+    assert isinstance(back, AttemptFailed)
+    assert back.failure.args is not None
+    return back.failure.args
+
+
 @given(st.binary(max_size=200), texts.filter(lambda encoding: encoding != JSON))
 def test_bytes_of_any_encoding_come_back_as_they_were(data: bytes, encoding: str) -> None:
     payload = Payload.from_bytes(data, encoding, {"key": "k"})
     assert payload.to_bytes() == data
-    (back,) = decode_message(encode_message(_with(payload))).failure.args, payload  # type: ignore[union-attr]
-    assert back[0].to_bytes() == data
-
-
-def _with(payload: Payload) -> Any:
-    from outlast.model.inputs import AttemptFailed
-
-    return AttemptFailed("1", 1, 0, Failure("E", "", args=payload), 0.0)  # type: ignore[arg-type]
+    back = _through_a_message(payload)
+    assert (back.to_bytes(), back.encoding, back.metadata) == (data, encoding, {"key": "k"})
 
 
 @given(json_values)
@@ -143,4 +153,56 @@ def test_json_text_is_kept_byte_for_byte(value: object) -> None:
     text = json.dumps(value, indent=1).encode()
     payload = Payload.from_json(text)
     assert payload.to_bytes() == text
-    assert json.loads(json.loads(encode_message(_with(payload)))["failure"]["args"]["data"].__class__ and text) == value
+    assert _through_a_message(payload).to_bytes() == text
+
+
+def test_json_payloads_can_be_read_by_the_eye() -> None:
+    started = WorkflowExecutionStarted(
+        "w", WorkflowId("i"), "q", Arguments((Payload.from_json(b'{"id": 7}'),), {"n": Payload.from_json(b"1")})
+    )
+    assert encode_events([started]) == (
+        b'[{"type":"WorkflowExecutionStarted","workflow":"w","workflow_id":"i","queue":"q",'
+        b'"arguments":{"args":[{"data":{"id": 7}}],"kwargs":{"n":{"data":1}}}}]'
+    )
+
+
+def test_other_payloads_stand_as_base64() -> None:
+    payload = Payload.from_bytes(b"\x00\xff", "aes-gcm", {"key": "k"})
+    assert bytes(payload.data) == b'"AP8="'
+
+
+def test_bytes_cannot_pass_for_json() -> None:
+    with pytest.raises(AssertionError):
+        Payload.from_bytes(b"{}", JSON)
+
+
+# --- what does not come back ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, reason="Payload.from_json promises to keep the text; spaces after the value get lost")
+def test_spaces_around_json_are_kept() -> None:
+    text = b" 1 "
+    assert _through_a_message(Payload.from_json(text)).to_bytes() == text
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=msgspec.DecodeError,
+    reason="a payload that is no JSON makes the journal row unreadable for ever",
+)
+@pytest.mark.parametrize("text", [b"", b"{", b"NaN", b"1,2"])
+def test_a_payload_that_is_no_json_is_not_written(text: bytes) -> None:
+    try:
+        data = encode_events([WorkflowExecutionCompleted(Payload.from_json(text))])
+    except (InvalidArgument, PayloadError):
+        return
+    decode_events(data)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UnicodeEncodeError, reason="text with a lone surrogate (any odd file name) cannot be encoded"
+)
+def test_an_error_about_an_odd_file_name_can_be_written() -> None:
+    """What `os.fsdecode` makes of a name that is not UTF-8, in the message of a FileNotFoundError."""
+    failure = Failure("builtins:FileNotFoundError", "no such file: 'caf\udce9.txt'")
+    assert decode_events(encode_events([WorkflowExecutionFailed(failure)]))

@@ -6,6 +6,30 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import pytest
+
+from engine.scripted import RUN, STARTED, changes, fold, snapshot
+from engine.situations import (
+    A1,
+    A2,
+    FRESH,
+    NOW,
+    OOPS,
+    OPEN,
+    PENDING,
+    PENDING_AT_1,
+    PENDING_AT_2,
+    SCHEDULED,
+    SEEN,
+    SITUATIONS,
+    T1,
+    T2,
+    TIMER,
+    TIMERS,
+    W1,
+    W2,
+    WAIT,
+    situation,
+)
 from outlast.engine.run import RECENT_MESSAGES, TRANSITIONS, InvalidTransition, Phase, RunState
 from outlast.model.errors import InternalError
 from outlast.model.events import (
@@ -38,30 +62,6 @@ from outlast.model.events import (
 )
 from outlast.model.inputs import AttemptLost, CancelRequested, TerminateRequested
 from outlast.model.payloads import NULL
-
-from engine.scripted import RUN, STARTED, changes, fold, snapshot
-from engine.situations import (
-    A1,
-    A2,
-    FRESH,
-    NOW,
-    OOPS,
-    OPEN,
-    PENDING,
-    PENDING_AT_1,
-    PENDING_AT_2,
-    SCHEDULED,
-    SEEN,
-    SITUATIONS,
-    T1,
-    T2,
-    TIMER,
-    TIMERS,
-    W1,
-    W2,
-    WAIT,
-    situation,
-)
 
 Snapshot = dict[str, Any]
 
@@ -116,9 +116,7 @@ ENDED = WorkflowExecutionTerminated(FRESH)
 NEVER: set[str] = set()
 
 TABLE: dict[str, Row] = {
-    "start": Row(
-        STARTED, {"new"}, lambda before: {"phase": Phase.OPEN, "started": STARTED, "started_at_us": NOW}
-    ),
+    "start": Row(STARTED, {"new"}, lambda before: {"phase": Phase.OPEN, "started": STARTED, "started_at_us": NOW}),
     "cancel request": Row(
         WorkflowExecutionCancelRequested(FRESH),
         OPEN,
@@ -289,9 +287,7 @@ def test_a_run_forgets_only_its_oldest_messages() -> None:
         ("closed", None, None),
     ],
 )
-def test_a_run_knows_when_it_is_due_and_what_it_waits_for(
-    where: str, wake_at_us: int | None, step: str | None
-) -> None:
+def test_a_run_knows_when_it_is_due_and_what_it_waits_for(where: str, wake_at_us: int | None, step: str | None) -> None:
     state = situation(where)
     assert state.wake_at_us() == wake_at_us
     assert state.step() == step

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,7 @@ after which container runtimes kill."""
 
 
 @contextmanager
-def on_first_signal(stop: Callable[[], object], *numbers: signal.Signals) -> Iterator[None]:
+def on_first_signal(stop: Callable[[], object], *numbers: signal.Signals) -> Generator[None, None, None]:
     """On the first of these signals call `stop` on the running loop; the next one ends the process as if nobody
     handled it. So code that never gives way cannot keep a user from ending it.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -17,10 +17,12 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
 from outlast.model.errors import AlreadyStarted, DurableCallError, InvalidArgument
 from outlast.model.events import HistoryEvent
 from outlast.model.ids import DEFAULT_QUEUE, RunId
+from outlast.runtime.membership import Limits
 from outlast.runtime.service import Description
-from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, connect
+from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, begin, connect
 from outlast.sdk.options import StartOptions, check_start_options
 from outlast.sdk.registry import companions, workflow_of
+from outlast.sdk.worker import Worker
 from outlast.store.api import IdReuse, RunRow
 
 T = TypeVar("T")
@@ -93,7 +95,7 @@ async def run_to_end(
     async with connect(url) as client:
         target.plan.encode_arguments(args, kwargs)  # does not fit: before a worker begins anything
         async with client.worker(wf, *companions(target), queue=queue):
-            handle, created = await client.begin(wf, args, kwargs, options, IdReuse.NEVER)
+            handle, created = await begin(client, wf, args, kwargs, options, IdReuse.NEVER)
             if not created:
                 await _announce(client, handle, target.name)
             outcome = await client.service.outcome(RunId(handle.run_id), raise_parked=True)
@@ -130,16 +132,37 @@ class BlockingHandle(Generic[T_co]):
         return self._thread.call(asyncio.wait_for(self._handle.result(), timeout))
 
     def describe(self) -> Description:
+        """As `Handle.describe`."""
         return self._thread.call(self._handle.describe())
 
     def history(self) -> list[HistoryEvent]:
+        """As `Handle.history`."""
         return self._thread.call(self._handle.history())
 
     def cancel(self, reason: str = "") -> None:
+        """As `Handle.cancel`."""
         self._thread.call(self._handle.cancel(reason))
 
     def terminate(self, reason: str = "") -> None:
+        """As `Handle.terminate`."""
         self._thread.call(self._handle.terminate(reason))
+
+
+class BlockingWorker(AbstractContextManager["BlockingWorker"]):
+    """Hosts workflows and activities as long as it is entered."""
+
+    def __init__(self, thread: LoopThread, worker: Worker) -> None:
+        self._thread = thread
+        self._worker = worker
+
+    def __enter__(self) -> BlockingWorker:
+        self._thread.call(self._worker.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.call(self._worker.__aexit__(kind, error, trace))
 
 
 class BlockingClient(AbstractContextManager["BlockingClient"]):
@@ -195,7 +218,18 @@ class BlockingClient(AbstractContextManager["BlockingClient"]):
         """As `Client.runs`."""
         return self._thread.call(self._client.runs(workflow=workflow, status=status, limit=limit))
 
+    def worker(
+        self,
+        *hosted: object,
+        queue: str | Sequence[str] = DEFAULT_QUEUE,
+        name: str | None = None,
+        limits: Limits | None = None,
+    ) -> BlockingWorker:
+        """As `Client.worker`: `with client.worker(order, charge):`. It runs on the client's own thread."""
+        return BlockingWorker(self._thread, self._client.worker(*hosted, queue=queue, name=name, limits=limits))
+
     def close(self) -> None:
+        """Close the database. The client is of no more use."""
         self._thread.call(self._connecting.__aexit__(None, None, None))
         self._thread.close()
 

@@ -99,6 +99,7 @@ class Handle(Generic[T_co]):
         return await self._service.describe(RunId(self.run_id))
 
     async def history(self) -> list[HistoryEvent]:
+        """Everything that is recorded of the run, in order."""
         return await self._service.history(RunId(self.run_id))
 
     async def cancel(self, reason: str = "") -> None:
@@ -146,13 +147,13 @@ class _Starter:
         self._options = options
 
     async def start(self, wf: Any, /, *args: Any, **kwargs: Any) -> Any:
-        handle, created = await self._client.begin(wf, args, kwargs, self._options)
+        handle, created = await begin(self._client, wf, args, kwargs, self._options)
         if not created:
-            raise await self._client.in_use(handle)
+            raise await _in_use(self._client, handle)
         return handle
 
     async def execute(self, wf: Any, /, *args: Any, **kwargs: Any) -> Any:
-        handle, _ = await self._client.begin(wf, args, kwargs, self._options, IdReuse.NEVER)
+        handle, _ = await begin(self._client, wf, args, kwargs, self._options, IdReuse.NEVER)
         return await handle.result()
 
 
@@ -242,41 +243,43 @@ class Client:
         queues = (queue,) if isinstance(queue, str) else tuple(queue)
         return Worker(self.service, Registry(*hosted), queues, name or process_name(), limits or Limits())
 
-    async def begin(
-        self,
-        wf: object,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: StartOptions,
-        id_reuse: IdReuse = IdReuse.AFTER_CLOSE,
-    ) -> tuple[Handle[Any], bool]:
-        """Start a run, or find the one that has the id. True: it is new."""
-        if current_run.get(None) is not None:
-            raise DurableCallError(
-                "a client was used inside a workflow. Workflow code asks for what is recorded: call an activity, and "
-                "use the client there."
-            )
-        target = workflow_of(wf)
-        workflow_id = WorkflowId(options.get("id") or self.service.entropy.token())
-        request = StartRequest(
-            target.name,
-            workflow_id,
-            options.get("queue") or target.default_options.queue or DEFAULT_QUEUE,
-            target.plan.encode_arguments(args, kwargs),
-            options.get("priority", 0),
-            id_reuse,
-        )
-        started = await self.service.start(request)
-        return Handle(self.service, workflow_id, started.run_id, target), started.created
 
-    async def in_use(self, handle: Handle[Any]) -> AlreadyStarted:
-        row = await self.service.store.run(RunId(handle.run_id))
-        status = "?" if row is None else row.status
-        return AlreadyStarted(
-            f"workflow id {handle.id!r} is in use by run {handle.run_id} ({status}); nothing was started. Choose "
-            f"another id, wait for that run with `client.handle({handle.id!r})`, or use `client.execute`, which does.",
-            handle.run_id,
+async def begin(
+    client: Client,
+    wf: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: StartOptions,
+    id_reuse: IdReuse = IdReuse.AFTER_CLOSE,
+) -> tuple[Handle[Any], bool]:
+    """Start a run, or find the one that has the id. True: it is new."""
+    if current_run.get() is not None:
+        raise DurableCallError(
+            "a client was used inside a workflow. Workflow code asks for what is recorded: call an activity, and "
+            "use the client there."
         )
+    target = workflow_of(wf)
+    service = client.service
+    workflow_id = WorkflowId(options.get("id") or service.entropy.token())
+    request = StartRequest(
+        target.name,
+        workflow_id,
+        options.get("queue") or target.default_options.queue or DEFAULT_QUEUE,
+        target.plan.encode_arguments(args, kwargs),
+        options.get("priority", 0),
+        id_reuse,
+    )
+    started = await service.start(request)
+    return Handle(service, workflow_id, started.run_id, target), started.created
+
+
+async def _in_use(client: Client, handle: Handle[Any]) -> AlreadyStarted:
+    row = await client.service.find_run(RunId(handle.run_id))
+    return AlreadyStarted(
+        f"workflow id {handle.id!r} is in use by run {handle.run_id} ({row.status}); nothing was started. Choose "
+        f"another id, wait for that run with `client.handle({handle.id!r})`, or use `client.execute`, which does.",
+        handle.run_id,
+    )
 
 
 def process_name() -> str:

@@ -63,7 +63,9 @@ class CallPlan:
         self._more = next((parameters[each] for each, kind in kinds.items() if kind is Parameter.VAR_POSITIONAL), None)
         self._extra = next((parameters[each] for each, kind in kinds.items() if kind is Parameter.VAR_KEYWORD), None)
         self._names = tuple(each for each, kind in kinds.items() if kind in by_position)
-        self._required = tuple(each for each, kind in kinds.items() if _is_required(signature.parameters[each]))
+        self._required = tuple(each for each in kinds if _is_required(signature.parameters[each]))
+        # The commonest call gives every parameter by position: nothing to check, if this is how many there are.
+        self._plain = -1 if set(self._required) - set(self._names) else len(self._names)
 
     @classmethod
     def of(
@@ -103,7 +105,7 @@ class CallPlan:
         return self._write_arguments(values, {}, from_json=True)
 
     def _write_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, from_json: bool) -> Arguments:
-        if not self._fits(len(args), kwargs):
+        if (kwargs or len(args) != self._plain) and not self._fits(len(args), kwargs):
             self._bind(args, kwargs)
         if not args and not kwargs:
             return NO_ARGUMENTS
@@ -134,7 +136,7 @@ class CallPlan:
     def decode_arguments(self, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Raises PayloadError if the function, as it is now, cannot take what was recorded."""
         args, kwargs = arguments.args, arguments.kwargs
-        if not self._fits(len(args), kwargs):
+        if (kwargs or len(args) != self._plain) and not self._fits(len(args), kwargs):
             self._check_recorded(arguments)
         plans = self._plans_by_position(len(args))
         positional = tuple([plan.decode(payload) for plan, payload in zip(plans, args, strict=True)])
@@ -166,10 +168,7 @@ class CallPlan:
         for name in kwargs:
             if name not in self._named or name in taken:
                 return False
-        for name in self._required:
-            if name not in taken and name not in kwargs:
-                return False
-        return True
+        return all(name in taken or name in kwargs for name in self._required)
 
     def _plans_by_position(self, count: int) -> tuple[Plan, ...]:
         named = self._positional
