@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,8 @@ def main(
         raise click.UsageError(str(error)) from None
     if peers:
         _make_environments()
+    # SIGTERM unwinds like Ctrl-C, so that no child is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     work = Path(tempfile.mkdtemp(prefix="outlast-bench-", dir=folder))
     systems = tuple(each for each in DRIVERS if each in parts)
     plan = Plan(systems, shapes, seconds, WARMUP_S, ROUNDS, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -30,6 +31,15 @@ def test_the_package_has_exactly_the_frozen_names() -> None:
     assert all(hasattr(outlast, name) for name in outlast.__all__)
 
 
+def test_the_lazy_names_are_those_that_type_checkers_see() -> None:
+    (checked,) = [node for node in ast.parse(inspect.getsource(outlast)).body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == outlast._WHERE
+    assert set(seen) | {"__version__"} == set(outlast.__all__)
+
+
 def test_workflow_and_activity_have_exactly_the_frozen_names() -> None:
     assert public(type(outlast.workflow)) == set(FROZEN_WORKFLOW.split())
     assert public(type(outlast.activity)) == set(FROZEN_ACTIVITY.split())
@@ -55,7 +65,11 @@ def test_everything_public_is_documented() -> None:
             assert inspect.getdoc(value), f"outlast.{name} has no docstring"
             members = vars(value).items() if inspect.isclass(value) else ()
             for member, function in members:
-                if inspect.isroutine(function) and not member.startswith("_") and value.__module__.startswith("outlast"):
+                if (
+                    inspect.isroutine(function)
+                    and not member.startswith("_")
+                    and value.__module__.startswith("outlast")
+                ):
                     assert inspect.getdoc(getattr(value, member)), f"outlast.{name}.{member} has no docstring"
 
 

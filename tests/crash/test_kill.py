@@ -9,8 +9,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import outlast
 import pytest
+
+import outlast
 from outlast.model.events import ActivityAttemptLost, ActivityCompleted, WorkflowExecutionCompleted
 
 APP = Path(__file__).with_name("app.py")

@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from crashing import CrashingStore
-from virtual import client_on, run_virtual
 
+from crashing import CrashingStore
 from outlast import activity, workflow
 from outlast.engine.invariants import check_history
 from outlast.model.events import ActivityAttemptLost, ActivityCompleted
@@ -18,6 +17,7 @@ from outlast.sdk.client import Client
 from outlast.store.api import Store
 from outlast.store.memory import MemoryStore
 from outlast.store.sqlite import SqliteStore
+from virtual import client_on, run_virtual
 
 executed: Counter[tuple[str, int]] = Counter()
 

@@ -40,9 +40,7 @@ def not_total() -> int:
     return 1
 
 
-def test_run_returns_the_result_and_again_the_recorded_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_returns_the_result_and_again_the_recorded_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path}/a.db"
     assert outlast.run(total, [1, 2, 3], url=url, id="t") == 6
     assert capsys.readouterr().err == ""

@@ -78,7 +78,7 @@ def test_every_value_of_every_supported_type_comes_back_equal(data: st.DataObjec
     back = plan.decode(stored)
     assert back == value
     assert type(back) is type(value)
-    assert plan.encode(back) == payload or isinstance(value, set)
+    assert plan.decode(plan.encode(back)) == value
 
 
 plain = st.recursive(

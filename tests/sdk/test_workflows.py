@@ -6,12 +6,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from virtual import client_on, run_virtual
 
 import outlast
 from outlast import Retry, activity, workflow
 from outlast.model.events import ActivityAttemptFailed, ActivityCompleted, ActivityScheduled, TimerStarted
 from outlast.store.memory import MemoryStore
+from virtual import client_on, run_virtual
 
 calls: list[str] = []
 

@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from outlast.model.errors import Busy, DurableCallError, StoreUnavailable
+from outlast.model.errors import Busy, DurableCallError, NotADatabase, StoreUnavailable
 from outlast.model.ids import NodeId
 from outlast.store import sqlite_sql as sql
 from outlast.store import sqlite_writer
@@ -21,6 +21,7 @@ from outlast.store.api import Answer, Sent
 from outlast.store.sqlite import SqliteStore
 from outlast.store.sqlite_open import open_database
 from outlast.store.sqlite_reader import SqliteReader
+from outlast.store.sqlite_thread import DatabaseThread
 from outlast.store.sqlite_writer import Call, SqliteWriter, outgoing, turns
 from store.building import claim, mail, row, run_id, start, turn
 
@@ -262,6 +263,54 @@ def test_threads_end_with_their_loop_even_if_nobody_closed_the_store(tmp_path: P
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
         assert not thread.is_alive()
+
+
+class Faulty:
+    """A server that fails whenever it can."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def answer(self, requests: Sequence[str]) -> list[object]:
+        if "fail" in requests:
+            raise ZeroDivisionError
+        return [request.upper() for request in requests]
+
+    def idle(self) -> float:
+        self.looks += 1
+        raise OSError("the disk is on fire")
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_thread_survives_whatever_fails_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    faulty = Faulty()
+    thread: DatabaseThread[str] = DatabaseThread("faulty", lambda: faulty)
+    await thread.start()
+
+    assert await thread.submit("a") == "A"
+    for failing in (thread.submit("fail"), thread.submit("b")):
+        with pytest.raises(ZeroDivisionError):
+            await failing
+    assert await thread.submit("c") == "C"
+
+    await thread.close()
+    assert faulty.looks
+    assert "the disk is on fire" in caplog.text
+
+
+async def test_a_store_that_could_not_be_opened_can_be_opened_later(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "later" / "outlast.db"), synchronous="OFF")
+    with pytest.raises(NotADatabase):
+        await store.open()
+    await store.close()
+
+    (tmp_path / "later").mkdir()
+    await store.open()
+
+    assert await store.commit([start(1)]) == [Answer.COMMITTED]
+    await store.close()
 
 
 # --- what stays fast ----------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ not touched, so the run goes on when the code is put right.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from outlast.engine.program import Program
 from outlast.engine.run import InvalidTransition, RunState
@@ -92,24 +92,20 @@ def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -
 
 class _Pair(NamedTuple):
     event: type[Event]
-    identity: Callable[[Any], tuple[str, ...]]
-    """What must be equal in the command and the event. The field names are the same in both."""
-
-
-def _nothing(_: Any) -> tuple[str, ...]:
-    return ()
+    identity: tuple[str, ...]
+    """Fields that must be equal. They have the same names in the command and the event."""
 
 
 _PAIRS: dict[type[Command], _Pair] = {
-    ScheduleActivity: _Pair(ActivityScheduled, lambda each: (each.activity, each.activity_id)),
-    CancelActivity: _Pair(ActivityCancelled, lambda each: (each.activity_id,)),
-    StartTimer: _Pair(TimerStarted, lambda each: (each.timer_id,)),
-    CancelTimer: _Pair(TimerCancelled, lambda each: (each.timer_id,)),
-    StartWait: _Pair(WaitStarted, lambda each: (each.wait_id,)),
-    EndWait: _Pair(WaitEnded, lambda each: (each.wait_id,)),
-    CompleteWorkflow: _Pair(WorkflowExecutionCompleted, _nothing),
-    FailWorkflow: _Pair(WorkflowExecutionFailed, _nothing),
-    CancelWorkflow: _Pair(WorkflowExecutionCancelled, _nothing),
+    ScheduleActivity: _Pair(ActivityScheduled, ("activity", "activity_id")),
+    CancelActivity: _Pair(ActivityCancelled, ("activity_id",)),
+    StartTimer: _Pair(TimerStarted, ("timer_id",)),
+    CancelTimer: _Pair(TimerCancelled, ("timer_id",)),
+    StartWait: _Pair(WaitStarted, ("wait_id",)),
+    EndWait: _Pair(WaitEnded, ("wait_id",)),
+    CompleteWorkflow: _Pair(WorkflowExecutionCompleted, ()),
+    FailWorkflow: _Pair(WorkflowExecutionFailed, ()),
+    CancelWorkflow: _Pair(WorkflowExecutionCancelled, ()),
 }
 
 
@@ -117,7 +113,9 @@ def _same(command: Command, event: Event) -> bool:
     pair = _PAIRS.get(type(command))
     if pair is None:
         raise InternalError(f"{type(command).__name__} is no command, but the program asked for it")
-    return type(event) is pair.event and pair.identity(command) == pair.identity(event)
+    if type(event) is not pair.event:
+        return False
+    return all(getattr(command, field) == getattr(event, field) for field in pair.identity)
 
 
 # --- the error, side by side ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -34,8 +35,6 @@ from outlast.model.events import (
 from outlast.model.ids import MessageId, Namespace, RunId, WorkflowId
 from outlast.model.inputs import CancelRequested, Message, TerminateRequested, encode_message
 from outlast.model.payloads import Arguments
-from outlast.runtime.membership import Membership
-from outlast.runtime.node import Parked
 from outlast.runtime.ports import Clock, Entropy
 from outlast.store.api import (
     Answer,
@@ -49,6 +48,10 @@ from outlast.store.api import (
     Sent,
     Store,
 )
+
+if TYPE_CHECKING:  # whoever only reads the database need not load the runtime
+    from outlast.runtime.membership import Membership
+    from outlast.runtime.node import Parked
 
 logger = logging.getLogger("outlast")
 

@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
 
-from outlast.model.errors import AlreadyStarted, DurableCallError, InvalidArgument
+from outlast.model.errors import AlreadyStarted, DurableCallError
 from outlast.model.events import HistoryEvent
 from outlast.model.ids import DEFAULT_QUEUE, RunId
 from outlast.runtime.membership import Limits
 from outlast.runtime.service import Description
 from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, begin, connect
-from outlast.sdk.options import StartOptions, check_start_options
+from outlast.sdk.options import StartOptions
 from outlast.sdk.registry import companions, workflow_of
 from outlast.sdk.worker import Worker
 from outlast.store.api import IdReuse, RunRow
@@ -67,10 +67,12 @@ def run(
     wf: Callable[[], RunClass[Unpack[Ts], Co[T]]], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None
 ) -> T: ...
 @overload
-def run(wf: Callable[[Unpack[Ts]], Co[T]], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None) -> T: ...
+def run(
+    wf: Callable[[Unpack[Ts]], Co[T]], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None
+) -> T: ...
 @overload
 def run(wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], url: str | None = None, id: str | None = None) -> T: ...
-def run(wf: Any, /, *args: Any, url: str | None = None, id: str | None = None) -> Any:
+def run(wf: Any, /, *args: Any, url: str | None = None, id: str | None = None) -> Any:  # type: ignore[misc]
     """Run a workflow in this process to its end and return its result.
 
     With an `id` that has been used before, nothing is started: an open run goes on where it was (and one line on
@@ -192,7 +194,7 @@ class BlockingClient(AbstractContextManager["BlockingClient"]):
     def start(
         self, wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
     ) -> BlockingHandle[T]: ...
-    def start(self, wf: Any, /, *args: Any, **options: Any) -> Any:
+    def start(self, wf: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[misc]
         """As `Client.start`."""
         return BlockingHandle(self._thread, self._thread.call(self._client.start(wf, *args, **options)))
 
@@ -206,7 +208,7 @@ class BlockingClient(AbstractContextManager["BlockingClient"]):
     ) -> T: ...
     @overload
     def execute(self, wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[StartOptions]) -> T: ...
-    def execute(self, wf: Any, /, *args: Any, **options: Any) -> Any:
+    def execute(self, wf: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[misc]
         """As `Client.execute`."""
         return self._thread.call(self._client.execute(wf, *args, **options))
 

@@ -177,7 +177,7 @@ class Client:
     async def start(
         self, wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
     ) -> Handle[T]: ...
-    async def start(self, wf: Any, /, *args: Any, **options: Any) -> Any:
+    async def start(self, wf: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[misc]
         """Create a run. When this returns, it is on disk and will run to its end wherever a worker hosts it.
 
         Raises AlreadyStarted if an open run has the id, PayloadError if an argument does not fit, InvalidArgument
@@ -197,7 +197,7 @@ class Client:
     async def execute(
         self, wf: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[StartOptions]
     ) -> T: ...
-    async def execute(self, wf: Any, /, *args: Any, **options: Any) -> Any:
+    async def execute(self, wf: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[misc]
         """Start a run and wait for its result. If the id is in use, or was used, that run's result is returned:
         calling it again after a crash starts nothing twice.
         """
@@ -216,9 +216,7 @@ class Client:
         target = None if workflow is None else workflow_of(workflow)
         return Handle(self.service, row.workflow_id, row.run_id, target)
 
-    async def runs(
-        self, *, workflow: str | None = None, status: str | None = None, limit: int = 100
-    ) -> list[RunRow]:
+    async def runs(self, *, workflow: str | None = None, status: str | None = None, limit: int = 100) -> list[RunRow]:
         """Runs, newest first."""
         try:
             wanted_status = None if status is None else RunStatus(status)

@@ -160,6 +160,12 @@ class _Examination:
             reject_impossible(cls, self._where)
         if hasattr(cls, "__is_pydantic_dataclass__"):
             self._object(f"{cls.__qualname__} is a dataclass of pydantic's")
+        for attribute in getattr(cls, "__attrs_attrs__", ()):
+            if attribute.name.startswith("_"):  # msgspec leaves these out when it writes, and only of attrs classes
+                raise PayloadError(
+                    f"{self._where}: {cls.__qualname__}.{attribute.name} begins with an underscore, and such fields of "
+                    "attrs classes cannot be recorded. Rename it, or use a dataclass."
+                )
 
     def _object(self, reason: str) -> None:
         self.obstacle = self.obstacle or reason

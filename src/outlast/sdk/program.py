@@ -3,7 +3,7 @@
 Theory of operation
 ===================
 The workflow's code runs on a `WorkflowLoop`, which has no clock and no I/O. `feed` gives it one event: the event's
-handler (table `FEED`) resolves the future that somebody waits for, and the loop runs until it is quiet. What the
+handler (table `_FEED`) resolves the future that somebody waits for, and the loop runs until it is quiet. What the
 code asks for meanwhile, through the run context (`call`, `sleep`, ...) or through asyncio (timers), is collected as
 commands. Ids come from one counter per run, so that the same code asks with the same ids on replay.
 
@@ -22,11 +22,11 @@ import contextvars
 import logging
 import random
 import threading
-from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from outlast.model.commands import (
@@ -59,7 +59,7 @@ from outlast.sdk.loop import Phase, WorkflowLoop, in_finaliser, user_frame
 from outlast.sdk.options import CallOptions
 from outlast.sdk.pending import Pending
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ProgramLogger(logging.LoggerAdapter[logging.Logger]):
@@ -112,7 +112,7 @@ class PythonProgram:
         self._thread = threading.get_ident()
         context = contextvars.Context()
         context.run(current_run.set, self)
-        self._loop = WorkflowLoop(self, started.workflow_id, context, at_us)
+        self._loop = WorkflowLoop(self, started.workflow_id, context, at_us)  # type: ignore[abstract]
         self._main: asyncio.Future[Any] | None = None
 
     # --- engine.Program -----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class PythonProgram:
             loop.now_us = at_us
         guard.begin_turn(not replaying, self._watch_closely)
         try:
-            loop.turn(partial(FEED[type(event)], self, event))
+            loop.turn(partial(self._FEED[type(event)], self, event))
             while self._conditions and self._settle_conditions():
                 pass
         finally:
@@ -175,6 +175,14 @@ class PythonProgram:
         self._cancel_requested = True
         if self._main is not None:
             self._main.cancel(event.reason or None)
+
+    _FEED: ClassVar[dict[type[InputEvent], Callable[[PythonProgram, Any], None]]] = {
+        WorkflowExecutionStarted: _begin,
+        WorkflowExecutionCancelRequested: _asked_to_cancel,
+        ActivityCompleted: _activity_completed,
+        ActivityFailed: _activity_failed,
+        TimerFired: _timer_fired,
+    }
 
     def _ending(self, main: asyncio.Future[Any]) -> Command:
         try:
@@ -343,7 +351,7 @@ class PythonProgram:
     @contextmanager
     def _condition(
         self, until: Callable[[], object], timeout_us: int | None, label: str | None
-    ) -> Iterator[asyncio.Future[bool]]:
+    ) -> Generator[asyncio.Future[bool], None, None]:
         """A future that becomes True when the condition holds, or False when the time is over."""
         future: asyncio.Future[bool] = self._loop.create_future()
         entry = (until, future)
@@ -452,12 +460,3 @@ def _set_true(future: asyncio.Future[Any]) -> None:
 def _set_false(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_result(False)
-
-
-FEED: dict[type[InputEvent], Callable[[PythonProgram, Any], None]] = {
-    WorkflowExecutionStarted: PythonProgram._begin,
-    WorkflowExecutionCancelRequested: PythonProgram._asked_to_cancel,
-    ActivityCompleted: PythonProgram._activity_completed,
-    ActivityFailed: PythonProgram._activity_failed,
-    TimerFired: PythonProgram._timer_fired,
-}

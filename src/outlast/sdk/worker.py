@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
@@ -26,6 +27,8 @@ from outlast.sdk.failures import failure_from
 from outlast.sdk.program import EPOCH, PythonProgram
 from outlast.sdk.registry import Registry
 from outlast.sdk.threads import Threads
+
+logger = logging.getLogger("outlast")
 
 THREADS = 64
 """Threads for plain functions as activities. They mostly wait for I/O; more would only fight for the interpreter."""
@@ -93,9 +96,11 @@ class UserCode:
             failure = failure_from(error, attempt.retry)
         else:
             return AttemptSucceeded(attempt.activity_id, attempt.attempt, started_at_us, result)
-        return AttemptFailed(
-            attempt.activity_id, attempt.attempt, started_at_us, failure, self._entropy.jitter()
-        )
+        logger.warning(
+            "attempt %d of %s in %s/%s failed: %s: %s",
+            attempt.attempt, attempt.activity, attempt.workflow, attempt.workflow_id, failure.type, failure.message,
+        )  # fmt: skip
+        return AttemptFailed(attempt.activity_id, attempt.attempt, started_at_us, failure, self._entropy.jitter())
 
     async def _call(self, target: Durable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target.is_async:
@@ -119,7 +124,7 @@ async def _within(limit_us: int, work: Any) -> Any:
 
 
 def _time_allowed_us(attempt: Attempt, started_at_us: int) -> int | None:
-    limits = []
+    limits: list[int] = []
     if attempt.start_to_close_us is not None:
         limits.append(attempt.start_to_close_us)
     if attempt.deadline_us is not None:
@@ -159,7 +164,9 @@ class Worker(AbstractAsyncContextManager["Worker"]):
     Attempts of activities that are under way are cancelled, and count as lost.
     """
 
-    def __init__(self, service: Service, registry: Registry, queues: tuple[str, ...], name: str, limits: Limits) -> None:
+    def __init__(
+        self, service: Service, registry: Registry, queues: tuple[str, ...], name: str, limits: Limits
+    ) -> None:
         self._service = service
         self._registry = registry
         self._queues = queues
@@ -203,4 +210,3 @@ class Worker(AbstractAsyncContextManager["Worker"]):
     async def forever(self) -> None:
         """Host until cancelled."""
         await asyncio.Event().wait()
-

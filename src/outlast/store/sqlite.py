@@ -92,15 +92,16 @@ class SqliteStore:
     async def open(self) -> None:
         self._check_process()
         assert self._writer is None, "opened twice"
-        self._loop = asyncio.get_running_loop()
-        self._writer = DatabaseThread("outlast-sqlite-writer", self._connect_writer)
-        await self._writer.start()
-        self._reader = DatabaseThread("outlast-sqlite-reader", self._connect_reader)
+        writer = DatabaseThread("outlast-sqlite-writer", self._connect_writer)
+        reader = DatabaseThread("outlast-sqlite-reader", self._connect_reader)
         try:
-            await self._reader.start()
+            await writer.start()
+            await reader.start()
         except BaseException:
-            await self._writer.close()
+            await reader.close()
+            await writer.close()
             raise
+        self._loop, self._writer, self._reader = asyncio.get_running_loop(), writer, reader
 
     def _connect_writer(self) -> _WriterServer:
         db = open_database(self._path, create=self._create, synchronous=self._synchronous)
@@ -123,9 +124,9 @@ class SqliteStore:
 
     def _others_wrote(self) -> None:
         """Called in the writer thread."""
-        assert self._writer is not None
-        for callback in self._callbacks:
-            self._writer.call_loop(callback)
+        if self._writer is not None:
+            for callback in self._callbacks:
+                self._writer.call_loop(callback)
 
     # --- ways into the threads ----------------------------------------------------------------------------------
 

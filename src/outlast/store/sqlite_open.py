@@ -19,7 +19,7 @@ from outlast.store import migrate
 from outlast.store.sqlite_errors import translated
 
 OLDEST_SQLITE = (3, 35, 0)
-"""UPDATE ... RETURNING aside, the first with everything that `sqlite_sql.py` uses and that we test."""
+"""Of March 2021. Older ones might do, but nobody tests them."""
 
 SMALLEST_FILE = 512
 """Bytes: one page of the smallest size that SQLite has."""

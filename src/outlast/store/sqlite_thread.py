@@ -16,6 +16,7 @@ ever, since closing an inherited connection may write to files that the parent u
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import weakref
@@ -24,6 +25,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from outlast.model.errors import StoreUnavailable
+
+logger = logging.getLogger("outlast")
 
 Request = TypeVar("Request")
 _Request_contra = TypeVar("_Request_contra", contravariant=True)
@@ -65,7 +68,7 @@ class DatabaseThread(Generic[Request]):
     # --- the loop's side ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect. Raises what `connect` raises; the thread has ended then."""
+        """Connect. Raises what `connect` raises; `close` is then still to be called."""
         self._thread.start()
         await self._ready
 
@@ -89,7 +92,8 @@ class DatabaseThread(Generic[Request]):
             self._closed = True
             self._hand_over()
             self._queue.put(None)
-        await asyncio.shield(self._ended)
+        if self._thread.ident is not None:
+            await asyncio.shield(self._ended)
 
     # --- the thread's side --------------------------------------------------------------------------------------
 
@@ -131,9 +135,9 @@ class DatabaseThread(Generic[Request]):
         waiting: list[tuple[Request, asyncio.Future[Any]]] = []
         while not waiting:
             with self.in_sqlite:
-                pause_s = server.idle()
+                pause_s = _idle(server)
             try:
-                batch = self._queue.get(timeout=LOOK_AT_LOOP_S if pause_s is None else pause_s)
+                batch = self._queue.get(timeout=pause_s)
             except Empty:
                 if self._loop.is_closed():
                     return [], False
@@ -147,6 +151,16 @@ class DatabaseThread(Generic[Request]):
             else:
                 return waiting, False
         return waiting, True
+
+
+def _idle(server: Server[Any]) -> float:
+    try:
+        pause_s = server.idle()
+    except Exception as error:
+        # Such as a disk that fails under a checkpoint. Nobody waits for this; the next caller will be told.
+        logger.warning("the database could not be looked after (%s); trying again", error)
+        pause_s = None
+    return LOOK_AT_LOOP_S if pause_s is None else pause_s
 
 
 def _answers(server: Server[Request], requests: list[Request]) -> Sequence[object]:

@@ -30,7 +30,7 @@ LIVELY_S = 0.05
 class ChangeWatch:
     def __init__(self, writer: SqliteWriter, path: str) -> None:
         self._writer = writer
-        self._log = path + "-wal"
+        self._log = os.path.realpath(path) + "-wal"
         self._seen: tuple[int, int] | None = None
         self._version = writer.data_version()
         self._looked_at = 0.0

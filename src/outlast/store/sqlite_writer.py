@@ -26,7 +26,7 @@ from typing import TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
+from outlast.model.errors import Busy, CommitUnknown, OutlastError, StoreUnavailable
 from outlast.model.ids import NodeId
 from outlast.store import sqlite_sql as sql
 from outlast.store.api import MAILBOX_LIMIT, Answer, Claim, Claimed, Commit, NewMail, Sent, Task, TaskClaim
@@ -110,7 +110,7 @@ class SqliteWriter:
         try:
             return self._write_together(operations)
         except (Busy, StoreUnavailable, CommitUnknown) as error:
-            return [type(error)(*error.args) for _ in operations]
+            return [_copy(error) for _ in operations]
         except Exception as error:
             if len(operations) == 1:
                 return [error]
@@ -268,6 +268,13 @@ class SqliteWriter:
     def checkpoint(self) -> None:
         """Write the log back into the file, as far as no reader is in the way. Waits for nobody."""
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def _copy(error: OutlastError) -> OutlastError:
+    """One for each caller: raising an exception writes into it."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def _rows(operation: Operation) -> list[Row]:
