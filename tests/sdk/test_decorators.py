@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -333,7 +334,7 @@ def test_an_activity_knows_its_attempt_and_its_key_is_the_same_for_all_attempts(
 
     keys = []
     for number in (1, 2):
-        token = current_attempt.set(attempt(number))
+        token = current_attempt.set(partial(attempt, number))
         keys.append(activity.idempotency_key)
         activity.logger.warning("trying", extra={"mine": 1})
         assert activity.info().attempt == number

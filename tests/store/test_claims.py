@@ -197,9 +197,23 @@ async def test_a_closed_run_is_never_claimed(store: Store) -> None:
     assert await claimed(store, claim(node, parked=True)) == []
 
 
-async def test_the_first_of_very_many_due_runs_are_the_most_urgent(store: Store) -> None:
-    node = await store.join("n")
-    await store.commit([start(number, wake_at_us=1_000 - number, priority=number % 3) for number in range(1, 301)])
+@pytest.mark.parametrize("free_by", ["being due", "mail", "the death of its node"])
+async def test_the_first_of_very_many_free_runs_are_the_most_urgent(store: Store, free_by: str) -> None:
+    dead, node = await store.join("d"), await store.join("n")
+    await store.commit(
+        [
+            start(
+                number,
+                owner=dead if free_by == "the death of its node" else None,
+                wake_at_us=None if free_by == "mail" else 1_000 - number,
+                priority=number % 3,
+            )
+            for number in range(1, 301)
+        ]
+    )
+    if free_by == "mail":
+        await store.send([mail(number, "m", at_us=1_000 - number) for number in range(1, 301)])
+    await store.declare_dead(dead)
 
     got = await claimed(store, claim(node, now_us=2_000, limit=60))
 

@@ -133,6 +133,8 @@ async def test_a_task_that_was_replaced_dropped_or_closed_takes_no_outcome(store
     assert await store.mail_of(A, 10) == []
     (second,) = await store.claim_tasks(task_claim(node))
     assert (second.run_id, second.attempt, second.lost) == (run_id(1), 2, False)
+    assert not await store.deliver(node, replaced, mail(1, "m")), "the outcome of the attempt before"
+    assert await store.deliver(node, second, mail(1, "m"))
 
 
 async def test_an_outcome_wakes_a_run_without_owner(store: Store) -> None:

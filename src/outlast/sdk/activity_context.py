@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,14 +42,15 @@ class ActivityInfo:
         return f"{self.run_id}/{self.activity_id}"
 
 
-current_attempt: ContextVar[ActivityInfo | None] = ContextVar("outlast.current_attempt", default=None)
+current_attempt: ContextVar[Callable[[], ActivityInfo] | None] = ContextVar("outlast.current_attempt", default=None)
+"""Makes the info when somebody asks: most activities never do, and it costs as much as a small activity itself."""
 
 
 def attempt_info(what: str) -> ActivityInfo:
     """The attempt in which this code runs. `what` was asked for; it is named if there is none."""
-    info = current_attempt.get()
-    if info is not None:
-        return info
+    make_info = current_attempt.get()
+    if make_info is not None:
+        return make_info()
     if current_run.get() is not None:
         raise DurableCallError(
             f"{what} was called in workflow code. It tells about an attempt of an activity: call it inside an "
@@ -68,8 +69,9 @@ class AttemptLogger(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logging.getLogger("outlast.activity"), {})
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        info = current_attempt.get()
-        if info is not None:
+        make_info = current_attempt.get()
+        if make_info is not None:
+            info = make_info()
             extra = {
                 "activity": info.activity,
                 "activity_id": info.activity_id,

@@ -225,9 +225,9 @@ class PythonProgram:
     def call(
         self, target: Durable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> Any:
-        self.check_usable(target.name)
         if target.is_async:
             return self._call(target, args, kwargs, options)
+        self.check_usable(target.name)
         activity_id, future = self._schedule(target, args, kwargs, options)
         return self._block(activity_id, future)
 
@@ -248,7 +248,11 @@ class PythonProgram:
     ) -> Any:
         self.check_usable(target.name)
         activity_id, future = self._schedule(target, args, kwargs, options)
-        return await self._join(activity_id, future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._no_longer_wanted(activity_id)
+            raise
 
     def _schedule(
         self, target: Durable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions

@@ -78,7 +78,7 @@ class UserCode:
                 await self._threads.slot()
                 started_at_us = self._clock.now_us()
             limit_us = _time_allowed_us(attempt, started_at_us)
-            current_attempt.set(_info(attempt, started_at_us))
+            current_attempt.set(partial(_info, attempt, started_at_us))
             if limit_us is None:
                 value = await self._call(target, args, kwargs)
             else:
