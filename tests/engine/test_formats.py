@@ -1,8 +1,8 @@
 """The published formats, frozen: tags, fields in their order, types and defaults of everything that is stored.
 
-A test here fails when a stored type changes. Adding a field with a default is allowed: extend the list, knowingly. Renaming
-or removing a field, changing a default or a type, or adding a field without a default is not: old histories would
-no longer be read, or would mean something else.
+A test here fails when a stored type changes. Adding a field with a default is allowed: extend the list, knowingly.
+Renaming or removing a field, changing a default or a type, or adding a field without a default is not: old histories
+would no longer be read, or would mean something else.
 """
 
 from __future__ import annotations

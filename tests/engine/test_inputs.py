@@ -1,4 +1,4 @@
-"""Every input in every situation of a run: what it becomes, what the program is fed, and what may leave after the commit."""
+"""Every input in every situation of a run: what it becomes, what the program is fed, what may leave after the commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every event in every situation of a run: it changes exactly what the table says, or it is refused and changes nothing."""
+"""Every event in every situation of a run: it changes what the table says, or is refused and changes nothing."""
 
 from __future__ import annotations
 
