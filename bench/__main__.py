@@ -137,7 +137,7 @@ def _measure(plan: Plan, limits: list[str], smoke: bool, target: Path | None) ->
         progress.print(f"limit: {name}", style="dim", highlight=False)
         verdicts += _limit(name, plan.folder, SMOKE if smoke else FULL)
     if verdicts:
-        report.show_verdicts(console, verdicts)
+        report.show_verdicts(console, verdicts, judge_targets=not smoke)
     target = target or ROOT / "bench" / "results" / f"{when.replace(':', '')}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report.as_json(plan, described, cells, verdicts, when), indent=1) + "\n")

@@ -95,21 +95,28 @@ def _show_notes(console: Console, cells: Mapping[Key, Cell]) -> None:
             console.print(f"{system}: {', '.join(facts)}", highlight=False, markup=False)
 
 
-def show_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+def show_verdicts(console: Console, verdicts: Sequence[Verdict], *, judge_targets: bool) -> None:
     table = Table(title="Aims", title_justify="left")
     failures: list[Verdict] = []
     for name in ("what", "aim", "measured", ""):
         table.add_column(name)
     for each in verdicts:
-        broken = "[red]BROKEN[/]" if each.is_promise else "[yellow]missed[/]"
         # A failure may be told by a whole traceback: its last line says what happened, the rest follows the table.
         *more, measured = each.measured.splitlines()
-        table.add_row(each.name, each.aim, measured, "[green]holds[/]" if each.holds else broken)
+        table.add_row(each.name, each.aim, measured, _word(each, judge_targets))
         if more:
             failures.append(each)
     console.print(table)
     for each in failures:
         console.print(f"{each.name}: {each.measured}", style="red", highlight=False, markup=False)
+
+
+def _word(verdict: Verdict, judge_targets: bool) -> str:
+    if not (verdict.is_promise or judge_targets):
+        return "not judged"
+    if verdict.holds:
+        return "[green]holds[/]"
+    return "[red]BROKEN[/]" if verdict.is_promise else "[yellow]missed[/]"
 
 
 def number(value: float) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import outlast
@@ -111,7 +113,17 @@ async def _start_all(url: str, asleep: int, due: int, lead_s: float, spread_s: f
             await lanes((f"asleep-{number}", None) for number in range(asleep))
             first_due_us = time.time_ns() // 1000 + int(lead_s * 1e6)
             await lanes((f"due-{number}", _due_us(first_due_us, number, due, spread_s)) for number in range(due))
+            # A start that found the worker full has had no turn yet: it does not sleep before it has.
+            while not_asleep(url):
+                await asyncio.sleep(0.2)
     return {"first_due_us": first_due_us}
+
+
+def not_asleep(url: str) -> int:
+    """Runs that have not come to their sleep: its timer is the second event of their history."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db:
+        (number,) = db.execute("SELECT count(*) FROM runs WHERE next_event < 3").fetchone()
+        return int(number)
 
 
 def _due_us(first_due_us: int, number: int, due: int, spread_s: float) -> int:

@@ -1,4 +1,4 @@
-"""Every input in every situation of a run: what it becomes, what the program is fed, what may leave after the commit."""
+"""Every input in every situation of a run: what it becomes, what the program is fed, what may leave afterwards."""
 
 from __future__ import annotations
 
@@ -400,3 +400,16 @@ def test_more_mail_may_come_while_the_closing_commit_is_repeated() -> None:
         "WorkflowExecutionCompleted",
     ]
     assert state.next_event == 6
+
+
+@pytest.mark.parametrize("where", sorted(OPEN))
+def test_a_termination_needs_no_program(where: str) -> None:
+    """So a run whose code is nowhere, or cannot be replayed, can be ended from its folded history alone."""
+
+    def gone(event: InputEvent, at_us: int) -> list[ScheduleActivity]:
+        raise AssertionError("the program was asked")
+
+    state = situation(where)
+    decision = take_turn(state, Scripted(gone), [TerminateRequested(FRESH)], NOW)
+    assert decision.events == [WorkflowExecutionTerminated(FRESH)]
+    assert state.phase is Phase.CLOSED

@@ -229,6 +229,24 @@ given_up: list[object] = []
 """What was given up stays for ever."""
 
 
+def test_coroutines_that_eviction_cuts_off_cause_no_warning_later(recwarn: pytest.WarningsRecorder) -> None:
+    async def cut_off() -> None:
+        later = [in_activity()]
+        try:
+            await activity("x")
+        except BaseException as error:
+            later.append(error)  # type: ignore[arg-type]  # a cycle: error, traceback, frame, list
+            raise
+        await later[0]
+
+    running = World()
+    running.loop.start(lambda: cut_off(), is_async=True)
+    running.turn()
+    running.loop.close()
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_close_on_another_thread_is_refused_and_changes_nothing() -> None:
     running = World()
     running.loop.start(in_call, is_async=False)

@@ -6,11 +6,14 @@ import asyncio
 import os
 import resource
 import sys
+import threading
+from collections.abc import Sequence
 
 from outlast.model.errors import CommitUnknown, DurableCallError
 from outlast.model.ids import NodeId
 from outlast.store.api import Answer, Commit, NewRun, RunFilter, RunStatus, Store
 from outlast.store.sqlite import SqliteStore
+from outlast.store.sqlite_thread import DatabaseThread
 from store.building import NAMESPACE, claim, events, mail, run_id, start, turn
 
 
@@ -110,6 +113,43 @@ async def in_the_child(inherited: Store, path: str) -> None:
     await own.close()
 
 
+class SlowServer:
+    """Is inside an answer until somebody is about to fork, and then still has work to do."""
+
+    def __init__(self) -> None:
+        self.inside = threading.Event()
+        self.go_on = threading.Event()
+
+    def answer(self, requests: Sequence[str]) -> list[object]:
+        self.inside.set()
+        self.go_on.wait()
+        sum(range(3_000_000))
+        self.inside.clear()
+        return list(requests)
+
+    def idle(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+async def fork_waits() -> None:
+    server = SlowServer()
+    os.register_at_fork(before=server.go_on.set)  # of these, the last one registered is called first
+    thread: DatabaseThread[str] = DatabaseThread("slow", lambda: server)
+    await thread.start()
+    answer = thread.submit("a")
+    while not server.inside.is_set():
+        await asyncio.sleep(0)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(server.inside.is_set()))
+    say(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+    assert await answer == "a"
+    await thread.close()
+
+
 async def io_error(path: str) -> None:
     """A disk that fails during COMMIT: no file may grow any more."""
     store = SqliteStore(path)
@@ -146,6 +186,8 @@ match sys.argv[1:]:
         asyncio.run(once(path))
     case ["fork", path]:
         fork(path)
+    case ["fork_waits"]:
+        asyncio.run(fork_waits())
     case ["io_error", path]:
         asyncio.run(io_error(path))
     case other:

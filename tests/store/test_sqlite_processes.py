@@ -169,6 +169,12 @@ async def test_a_fork_does_not_inherit_the_store_and_does_not_harm_it(tmp_path: 
     check_integrity(path)
 
 
+def test_a_fork_waits_until_no_thread_is_inside_sqlite(tmp_path: Path) -> None:
+    """Else the child might inherit a half-done transaction, or a mutex that nobody will ever release."""
+    with child("fork_waits") as process:
+        assert finish(process) == ["0"]
+
+
 def test_a_disk_that_fails_during_commit_leaves_it_open_what_was_written(tmp_path: Path) -> None:
     """And it may be either: what was written of it could still be found by a recovery after a power failure."""
     path = str(tmp_path / "outlast.db")

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable
 from itertools import count
 
 from outlast.runtime.ports import Clock
+
+logger = logging.getLogger("outlast")
 
 LOOK_AGAIN_S = 1.0
 """A clock that jumps forward delays no alarm by more than this."""
@@ -52,5 +55,8 @@ class Alarms:
         now_us = self._clock.now_us()
         while self._heap and self._heap[0][0] <= now_us:
             _, _, action = heapq.heappop(self._heap)
-            action()
+            try:
+                action()
+            except Exception:  # the other alarms must go off all the same
+                logger.exception("an alarm failed; please report this bug")
         self._arm()

@@ -50,6 +50,10 @@ class Attempts:
         if entry is not None and entry[1] is not None:
             entry[1].cancel()
 
+    def has(self, run_id: RunId, activity_id: ActivityId) -> bool:
+        """Whether an attempt runs or waits for a slot."""
+        return (run_id, activity_id) in self._running
+
     def begun(self, run_id: RunId, activity_id: ActivityId) -> bool:
         """Whether the user's code may have run."""
         entry = self._running.get((run_id, activity_id))
@@ -69,22 +73,26 @@ class Attempts:
     def _launch(self, key: Key, attempt: Attempt, report: Report) -> None:
         self._free -= 1
         task = self._loop.create_task(self._run(key, attempt, report))
+        # Not in a `finally` of the coroutine: one that is stopped before its first step never gets there.
+        task.add_done_callback(self._over)
         self._running[key] = (attempt.attempt, task)
 
     async def _run(self, key: Key, attempt: Attempt, report: Report) -> None:
         try:
             end = await self._host.run_attempt(attempt)
-            # Stopped, or stopped and started again as a later attempt: what this one says no longer counts.
-            if (entry := self._running.get(key)) is not None and entry[0] == attempt.attempt:
+            # Stopped, or stopped and started again, perhaps under the same number (the run was parked and loaded
+            # anew): what this one says no longer counts.
+            if (entry := self._running.get(key)) is not None and entry[1] is asyncio.current_task():
                 del self._running[key]
                 report(end)
         except asyncio.CancelledError:
             # Either `stop` cancelled it, or the user's own code raised it into us; then too the attempt is over,
             # and only the loss is known. Nothing is reported: `stop` has its reasons, and a shutdown journals losses.
             pass
-        finally:
-            self._free += 1
-            self._next()
+
+    def _over(self, _: asyncio.Task[None]) -> None:
+        self._free += 1
+        self._next()
 
     def _next(self) -> None:
         while self._line and self._free > 0:

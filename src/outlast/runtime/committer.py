@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
@@ -72,9 +75,10 @@ class Committer:
 
     def _flush(self) -> None:
         while self._waiting and len(self._in_flight) < IN_FLIGHT:
-            task = asyncio.get_running_loop().create_task(self._write(self._next_batch()))
+            batch = deque(self._next_batch())
+            task = asyncio.get_running_loop().create_task(self._write(batch, len(batch)))
             self._in_flight.add(task)
-            task.add_done_callback(self._written)
+            task.add_done_callback(partial(self._written, batch))
 
     def _next_batch(self) -> list[Entry]:
         size = 0
@@ -86,41 +90,48 @@ class Committer:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         return batch
 
-    def _written(self, task: asyncio.Task[None]) -> None:
+    def _written(self, batch: deque[Entry], task: asyncio.Task[None]) -> None:
+        """Whoever has no outcome yet, because the task was cancelled or failed wherever it stood, is told so."""
         self._in_flight.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.critical("the committer failed; please report this bug", exc_info=error)
+        while batch:
+            self._tell(batch, GIVEN_UP)
         self._flush()
 
-    async def _write(self, batch: list[Entry]) -> None:
+    def _tell(self, batch: deque[Entry], outcome: Outcome) -> None:
+        """Tell the first in line. What that causes in its run must not keep the others from their outcomes."""
+        try:
+            batch.popleft().done(outcome)
+        except Exception as error:
+            logger.critical("what follows from a commit failed; please report this bug", exc_info=error)
+
+    async def _write(self, batch: deque[Entry], count: int) -> None:
+        """Write the first `count` commits of the batch, and take them from it as they are told."""
         pause_s = PAUSE_S
         while True:
             try:
-                answers = await self._store.commit([entry.commit for entry in batch])
-            except asyncio.CancelledError:
-                for entry in batch:
-                    entry.done(GIVEN_UP)
-                raise
+                answers = await self._store.commit([entry.commit for entry in islice(batch, count)])
             except (Busy, StoreUnavailable) as error:
                 logger.warning("the database refuses commits (%s); trying again in %.2f s", error, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, MAX_PAUSE_S)
             except CommitUnknown as error:
-                for entry in batch:
-                    entry.done(error)
+                for _ in range(count):
+                    self._tell(batch, error)
                 return
             except Exception as error:
-                await self._bisect(batch, error)
+                await self._bisect(batch, count, error)
                 return
             else:
-                for entry, answer in zip(batch, answers, strict=True):
-                    entry.done(answer)
+                assert len(answers) == count
+                for answer in answers:
+                    self._tell(batch, answer)
                 return
 
-    async def _bisect(self, batch: list[Entry], error: Exception) -> None:
-        if len(batch) == 1:
-            batch[0].done(error)
+    async def _bisect(self, batch: deque[Entry], count: int, error: Exception) -> None:
+        if count == 1:
+            self._tell(batch, error)
             return
-        middle = len(batch) // 2
-        await self._write(batch[:middle])
-        await self._write(batch[middle:])
+        await self._write(batch, count // 2)
+        await self._write(batch, count - count // 2)

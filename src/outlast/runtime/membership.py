@@ -21,14 +21,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from outlast.model.errors import Busy, StoreUnavailable
+from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
 from outlast.model.events import EVENT_FORMAT, TerminalEvent
 from outlast.model.ids import Namespace, NodeId, RunId
 from outlast.runtime.hosted import Hosted, Stage
 from outlast.runtime.node import Node, Parked
 from outlast.runtime.ports import Clock, Entropy, Host
 from outlast.runtime.tasks import Tasks
-from outlast.store.api import Claim, Store
+from outlast.store.api import Claim, Claimed, Store
 
 logger = logging.getLogger("outlast")
 
@@ -96,14 +96,17 @@ class Membership:
         """Counter of each other node, and when it was last seen to move."""
         self._hint = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
+        self._beats: asyncio.Task[None] | None = None
         self._leaving = False
+        self._must_rejoin = False
         self._take_parked = True
-        self._last_heartbeat = 0.0
+        self._last_look = 0.0
         self._last_sweep = 0.0
 
     async def join(self) -> None:
         await self._enter()
         self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
+        self._beats = asyncio.get_running_loop().create_task(self._beat())
 
     async def leave(self) -> None:
         """Give everything back, and say good-bye."""
@@ -114,6 +117,7 @@ class Membership:
             await self._rounds
             self._rounds = None
         await self.node.stop()
+        self._stop_beating()
         await self._store.declare_dead(self.node.node_id)
 
     def abandon(self) -> None:
@@ -121,7 +125,13 @@ class Membership:
         if self._rounds is not None:
             self._rounds.cancel()
             self._rounds = None
+        self._stop_beating()
         self.node.abandon()
+
+    def _stop_beating(self) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
+            self._beats = None
 
     def hint(self) -> None:
         """Somebody has written something: look soon."""
@@ -129,14 +139,14 @@ class Membership:
 
     def hosts(self, workflow: str, queue: str) -> bool:
         """Whether a new run of this workflow can begin here."""
-        return queue in self._host.queues and workflow in self._host.workflow_names() and self.has_room()
+        hosted = queue in self._host.queues and workflow in self._host.workflow_names()
+        return hosted and self.has_room() and not self._must_rejoin
 
     def has_room(self) -> bool:
         return len(self.node.hosted) < self._limits.runs
 
     async def _enter(self) -> None:
         node_id = await self._store.join(self._name)
-        self._last_heartbeat = self._clock.monotonic()
         self.node = Node(
             node_id, self._store, self._host, self._clock, self._entropy, attempt_slots=self._limits.attempts
         )
@@ -151,7 +161,7 @@ class Membership:
         while not self._leaving:
             try:
                 await self._round()
-            except (Busy, StoreUnavailable) as error:
+            except (Busy, StoreUnavailable, CommitUnknown) as error:
                 logger.warning("the database does not answer (%s); trying again", error)
             except Exception:
                 logger.exception("a round of the node failed; please report this bug")
@@ -163,26 +173,52 @@ class Membership:
 
     async def _round(self) -> None:
         now = self._clock.monotonic()
-        if now - self._last_heartbeat >= HEARTBEAT_S:
-            self._last_heartbeat = now
-            if not await self._store.heartbeat(self.node.node_id):
-                await self._come_back()
+        if self._must_rejoin:
+            await self._come_back()
         await self._bury(now)
-        await self._claim()
+        try:
+            await self._claim()
+            await self._tasks.claim(self._clock.now_us())
+        except CommitUnknown:
+            # Perhaps runs or tasks are this node's now that it does not know of. Only its end sets them free.
+            self._must_rejoin = True
+            raise
         self.node.put_mail(await self._store.mail_of(self.node.node_id, limit=1_000))
-        await self._tasks.claim(self._clock.now_us())
         if now - self._last_sweep >= SWEEP_S or not self.has_room():
             self._last_sweep = now
             self._evict(now)
 
+    async def _beat(self) -> None:
+        """Raise the counter about once a second, however long a round takes."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            node_id = self.node.node_id
+            try:
+                refused = not await self._store.heartbeat(node_id)
+            except Exception as error:
+                logger.warning("the database does not take the heartbeat (%s); trying again", error)
+                continue
+            if refused and node_id == self.node.node_id and not self._must_rejoin:
+                logger.error("node %d was declared dead (it was stopped or blocked too long)", node_id)
+                self._must_rejoin = True
+                self.hint()
+
     async def _come_back(self) -> None:
-        logger.error("node %d was declared dead (it was stopped or blocked too long); joining again", self.node.node_id)
+        """Forget everything and join as a new node; tried again in the next round until it is done."""
+        logger.warning("node %d leaves everything and joins again", self.node.node_id)
         self.node.abandon()
+        await self._store.declare_dead(self.node.node_id)
         await self._enter()
+        self._must_rejoin = False
 
     async def _bury(self, now: float) -> None:
         """Declare dead the nodes that are."""
-        for row in await self._store.nodes():
+        if now - self._last_look > LEASE_S / 2:
+            # This node has seen nothing for a while (the database was away): nobody's silence means anything yet.
+            self._seen.clear()
+        rows = await self._store.nodes()
+        self._last_look = now
+        for row in rows:
             if row.node_id == self.node.node_id or not row.alive:
                 continue
             counter, since = self._seen.get(row.node_id, (None, now))
@@ -197,24 +233,36 @@ class Membership:
 
     async def _claim(self) -> None:
         names = tuple(self._host.workflow_names())
-        while names and self.has_room():
-            limit = min(CLAIM_BATCH, self._limits.runs - len(self.node.hosted))
-            claimed = await self._store.claim(
-                Claim(
-                    self.node.node_id,
-                    self.namespace,
-                    self._host.queues,
-                    names,
-                    EVENT_FORMAT,
-                    self._clock.now_us(),
-                    limit,
-                    self._take_parked,
-                )
-            )
+        if names and self._take_parked:
+            await self._claim_parked(names)
+        while names and (room := self._limits.runs - len(self.node.hosted)) > 0:
+            limit = min(CLAIM_BATCH, room)
+            claimed = await self._store.claim(self._wanted(names, limit, parked=False))
             await self.node.adopt(claimed)
             if len(claimed) < limit:
-                self._take_parked = False
                 return
+
+    async def _claim_parked(self, names: tuple[str, ...]) -> None:
+        """Once after joining, since this worker's code may be the right one: take the parked runs too.
+
+        All are claimed before the first is loaded. One that fails again is parked again, and would be claimed again.
+        """
+        taken: list[Claimed] = []
+        room = self._limits.runs - len(self.node.hosted)
+        try:
+            while (limit := min(CLAIM_BATCH, room - len(taken))) > 0:
+                claimed = await self._store.claim(self._wanted(names, limit, parked=True))
+                taken += claimed
+                if len(claimed) < limit:
+                    break
+            self._take_parked = False
+        finally:
+            for start in range(0, len(taken), CLAIM_BATCH):
+                await self.node.adopt(taken[start : start + CLAIM_BATCH])
+
+    def _wanted(self, names: tuple[str, ...], limit: int, *, parked: bool) -> Claim:
+        now_us = self._clock.now_us()
+        return Claim(self.node.node_id, self.namespace, self._host.queues, names, EVENT_FORMAT, now_us, limit, parked)
 
     def _evict(self, now: float) -> None:
         soon_us = self._clock.now_us() + SOON_US

@@ -26,6 +26,7 @@ attempts that will be counted as lost. Whoever claims the run goes on from there
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import traceback
 from collections import deque
@@ -51,7 +52,7 @@ from outlast.model.events import (
     encode_events,
 )
 from outlast.model.ids import ActivityId, NodeId, RunId, TurnId, turn_id
-from outlast.model.inputs import AttemptLost, Input, decode_message
+from outlast.model.inputs import AttemptFailed, AttemptLost, AttemptSucceeded, Input, decode_message
 from outlast.runtime.alarms import Alarms
 from outlast.runtime.attempts import Attempts
 from outlast.runtime.committer import MAX_PAUSE_S, PAUSE_S, Committer, Entry, Outcome
@@ -88,6 +89,9 @@ CLAIMS_BEFORE_QUARANTINE = 3
 MAX_BACKOFF_S = 60.0
 """A run whose turns fail is tried again at least this often, so that a repaired environment is noticed."""
 
+GIVE_BACK_TRIES = 5
+"""A node that stops takes mail which comes at that moment, and tries again to give the run back; but not for ever."""
+
 STATUS_OF_OUTCOME = {
     WorkflowExecutionCompleted: RunStatus.COMPLETED,
     WorkflowExecutionFailed: RunStatus.FAILED,
@@ -114,6 +118,21 @@ NO_PROGRAM = _NoProgram()
 
 class Quarantined(OutlastError):
     """A run that seems to kill whoever takes it is left alone for a while, and tried again with growing pauses."""
+
+
+_Attempted = tuple[ActivityId, int]
+"""An activity and the number of an attempt."""
+
+
+def _reported(mail: Iterable[Mail]) -> dict[RunId, list[_Attempted]]:
+    """The attempts whose ends wait in mailboxes. What this release cannot read is left out here as everywhere."""
+    found: dict[RunId, list[_Attempted]] = {}
+    for item in mail:
+        with contextlib.suppress(msgspec.DecodeError):
+            message = decode_message(item.body)
+            if isinstance(message, AttemptSucceeded | AttemptFailed | AttemptLost):
+                found.setdefault(item.run_id, []).append((message.activity_id, message.attempt))
+    return found
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -336,9 +355,15 @@ class Node:
         """Mail came in between; or another node has the run; or it is not known what was written; or it failed."""
         run_id = hosted.run_id
         mail: list[Mail] = []
+        failed = isinstance(outcome, BaseException) and not isinstance(outcome, CommitUnknown)
+        if failed and decision is None:  # not even its release can be written
+            if self._stopping:
+                self._leave(hosted)
+                return
+            await asyncio.sleep(min(PAUSE_S * 2.0 ** min(hosted.failures, 10), MAX_PAUSE_S))
         if outcome is Answer.MAIL_WAITING:
-            mail = await self._patiently(lambda: self._store.mail_for([run_id]))
-        row = await self._patiently(lambda: self._store.run(run_id))
+            mail = await self.patiently(lambda: self._store.mail_for([run_id]))
+        row = await self.patiently(lambda: self._store.run(run_id))
         if hosted.stage is not Stage.LOOKING:
             return
         if row is not None and row.turn_id == commit.turn_id:
@@ -346,8 +371,12 @@ class Node:
         elif row is None or row.status is not RunStatus.OPEN or row.owner != self.node_id:
             logger.warning("run %s was taken over by another node", run_id)
             self._leave(hosted)
-        elif isinstance(outcome, BaseException) and not isinstance(outcome, CommitUnknown):
+        elif isinstance(outcome, BaseException) and failed:
             self._committer.submit([self._park(hosted, row.next_event, outcome)])
+        elif commit.fence is None or row.next_event != commit.fence.next_event:
+            # The database was set back under us (a restore, a standby that lagged): what it says is what counts.
+            self._leave(hosted)
+            await self.adopt([Claimed(row, lost=True)])
         elif mail and decision is None:
             self._rest(hosted)
             self.put_mail(mail)
@@ -424,6 +453,8 @@ class Node:
 
     def _leave(self, hosted: Hosted) -> None:
         """The run leaves memory. Attempts that still run for it are stopped: what they report would be dropped."""
+        if hosted.stage is Stage.GONE:
+            return
         hosted.stage = Stage.GONE
         if self.hosted.get(hosted.run_id) is hosted:
             del self.hosted[hosted.run_id]
@@ -475,56 +506,105 @@ class Node:
         commit = self._commit(hosted, decision, (), create=new)
         hosted.stage = Stage.COMMITTING
         self.hosted[run_id] = hosted
-        answered: asyncio.Future[Outcome] = self._loop.create_future()
+        answered: asyncio.Future[Answer] = self._loop.create_future()
+        self._committer.submit([Entry(commit, partial(self._created, hosted, commit, decision, answered))])
+        return await answered
 
-        def done(outcome: Outcome) -> None:
-            if outcome is Answer.COMMITTED:
-                self._answered(hosted, commit, decision, outcome)
-            if not answered.done():
-                answered.set_result(outcome)
-
-        self._committer.submit([Entry(commit, done)])
-        outcome = await answered
+    def _created(
+        self, hosted: Hosted, commit: Commit, decision: Decision, answered: asyncio.Future[Answer], outcome: Outcome
+    ) -> None:
+        """The commit that creates a run has its outcome. Nothing here depends on the starter, who may have gone."""
+        if isinstance(outcome, CommitUnknown):
+            self.background(self._look_for_created(hosted, commit, decision, answered, outcome))
+            return
         if outcome is Answer.COMMITTED:
-            return outcome
-        row = await self._store.run(run_id) if isinstance(outcome, CommitUnknown) else None
-        self._leave(hosted)
-        if row is not None:
-            await self.adopt([Claimed(row, lost=False)])
-            return Answer.COMMITTED
+            self._answered(hosted, commit, decision, outcome)
+        else:
+            self._leave(hosted)
+        if answered.done():
+            return
         if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+            answered.set_exception(outcome)
+        else:
+            answered.set_result(outcome)
+
+    async def _look_for_created(
+        self,
+        hosted: Hosted,
+        commit: Commit,
+        decision: Decision,
+        answered: asyncio.Future[Answer],
+        unknown: CommitUnknown,
+    ) -> None:
+        row = await self.patiently(lambda: self._store.run(hosted.run_id))
+        if row is None and not answered.done():
+            answered.set_exception(unknown)
+        elif row is not None and not answered.done():
+            answered.set_result(Answer.COMMITTED)
+        if hosted.stage is Stage.GONE:
+            return
+        if row is not None and row.turn_id == commit.turn_id:
+            self._committed(hosted, commit, decision)
+        else:
+            self._leave(hosted)
 
     async def adopt(self, claimed: Sequence[Claimed]) -> None:
         """Load runs that the store says are this node's, and go on with them."""
-        fresh = [each for each in claimed if each.run.run_id not in self.hosted]
-        if not fresh:
+        if not claimed:
             return
-        run_ids = [each.run.run_id for each in fresh]
-        histories = await self._patiently(lambda: self._store.histories(run_ids))
-        tasks = await self._patiently(lambda: self._store.tasks_of(run_ids))
-        for each in fresh:
+        for each in claimed:
+            hosted = self.hosted.get(each.run.run_id)
+            if hosted is not None:
+                # It was free, so its release was written, though the answer to that is still on its way.
+                self._leave(hosted)
+        run_ids = [each.run.run_id for each in claimed]
+        try:
+            histories = await self.patiently(lambda: self._store.histories(run_ids))
+            # Tasks before mail: a task whose outcome is delivered in between is seen twice rather than never.
+            tasks = await self.patiently(lambda: self._store.tasks_of(run_ids))
+            mail = await self.patiently(lambda: self._store.mail_for(run_ids))
+        except Exception as error:
+            await self._adopt_singly(claimed, error)
+            return
+        reported = _reported(mail)
+        for each in claimed:
             run_id = each.run.run_id
             if run_id not in self.hosted:
-                entry = self._load(each, histories.get(run_id, []), tasks.get(run_id, []))
+                entry = self._load(each, histories.get(run_id, []), tasks.get(run_id, []), reported.get(run_id, ()))
                 if entry is not None:
                     self._committer.submit([entry])
                 await asyncio.sleep(0)  # many runs are loaded while others want their turns
-        self.put_mail(await self._patiently(lambda: self._store.mail_for(run_ids)))
+        self.put_mail(mail)
 
-    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read what must be known before a run can go on, however long the database does not answer."""
+    async def _adopt_singly(self, claimed: Sequence[Claimed], error: Exception) -> None:
+        """Reading failed in a way that waiting does not cure: the run that causes it is parked, the others go on."""
+        if len(claimed) > 1:
+            for each in claimed:
+                await self.adopt([each])
+            return
+        row = claimed[0].run
+        hosted = Hosted(row.namespace, RunState(row.run_id), NO_PROGRAM)
+        hosted.failures = max(0, row.claims - 1)
+        self.hosted[row.run_id] = hosted
+        self._committer.submit([self._park(hosted, row.next_event, error)])
+
+    async def patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Do what must be done before a run can go on, however long the database does not answer.
+
+        Only for what may be done twice: reading, and deliveries, of which the second finds nothing to do.
+        """
         pause_s = PAUSE_S
         while True:
             try:
                 return await read()
-            except (Busy, StoreUnavailable) as error:
+            except (Busy, StoreUnavailable, CommitUnknown) as error:
                 logger.warning("the database does not answer (%s); trying again in %.2f s", error, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
-    def _load(self, claimed: Claimed, rows: list[JournalRow], tasks: list[ActivityId]) -> Entry | None:
+    def _load(
+        self, claimed: Claimed, rows: list[JournalRow], tasks: list[ActivityId], reported: Iterable[_Attempted]
+    ) -> Entry | None:
         """Fold and replay a history, and take what follows from it: the first turn, or the loss of attempts."""
         row = claimed.run
         now_us = self.clock.now_us()
@@ -537,13 +617,20 @@ class Node:
                 raise Quarantined(
                     f"the last {row.claims - 1} processes that took this run died before it made progress"
                 )
-            return self._entry(hosted, self._recall(hosted, claimed, rows, now_us))
+            return self._entry(hosted, self._recall(hosted, claimed, rows, reported, now_us))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             return self._park(hosted, row.next_event, error)
 
-    def _recall(self, hosted: Hosted, claimed: Claimed, rows: list[JournalRow], now_us: int) -> Decision:
+    def _recall(
+        self,
+        hosted: Hosted,
+        claimed: Claimed,
+        rows: list[JournalRow],
+        reported: Iterable[_Attempted],
+        now_us: int,
+    ) -> Decision:
         state, row = hosted.state, claimed.run
         history = [
             HistoryEvent(journal.first_event + index, journal.at_us, event)
@@ -556,6 +643,10 @@ class Node:
         replay(state, hosted.program, history)
         if state.next_event == 2:
             return first_turn(state, hosted.program, now_us)
+        for activity_id, attempt in reported:
+            pending = state.activities.get(activity_id)
+            if pending is not None and pending.attempt == attempt:
+                hosted.remote.add(activity_id)  # it has ended: to be neither lost nor begun again
         lost = self._lost(hosted, now_us) if claimed.lost else []
         decision = take_turn(state, hosted.program, lost, now_us)
         decision.taken = 0  # they did not come through the inbox
@@ -606,10 +697,12 @@ class Node:
             if hosted is not None:
                 self._give_back(hosted, activity_ids)
         await self._settle()
-        self._committer.submit(
-            [self._release_entry(hosted) for hosted in self.hosted.values() if hosted.stage is Stage.IDLE]
-        )
-        await self._settle()
+        for _ in range(GIVE_BACK_TRIES):
+            idle = [hosted for hosted in self.hosted.values() if hosted.stage is Stage.IDLE]
+            if not idle:
+                break
+            self._committer.submit([self._release_entry(hosted) for hosted in idle])
+            await self._settle()
         for hosted in list(self.hosted.values()):
             self._leave(hosted)
 

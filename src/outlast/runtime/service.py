@@ -230,6 +230,8 @@ class Service:
                     self.closed(row.run_id, await self._last_event(row))
             except (Busy, StoreUnavailable) as error:
                 logger.warning("the database does not answer (%s); trying again", error)
+            except Exception:  # one run that cannot be read must not leave those who wait for others without an answer
+                logger.exception("looking for the ends of runs failed; please report this bug")
             self._hint.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from outlast.model.ids import MessageId, Namespace
+from outlast.model.ids import ActivityId, MessageId, Namespace, RunId
 from outlast.model.inputs import AttemptLost, Message, encode_message
 from outlast.runtime.node import Node
 from outlast.runtime.ports import AttemptEnd, Host, decode_attempt
@@ -28,29 +28,32 @@ class Tasks:
         self._node = node
         self._host = host
         self._namespace = namespace
-        self._free = slots
+        self._slots = slots
+        self._begun: set[tuple[RunId, ActivityId]] = set()
 
     async def claim(self, now_us: int) -> None:
         names = tuple(self._host.activity_names())
-        while names and self._free > 0:
-            limit = min(TASK_BATCH, self._free)
+        # Counted anew every time: an attempt that was stopped (its run is hosted here too) reports nothing.
+        self._begun = {key for key in self._begun if self._node.attempts.has(*key)}
+        while names and len(self._begun) < self._slots:
+            limit = min(TASK_BATCH, self._slots - len(self._begun))
             claim = TaskClaim(self._node.node_id, self._namespace, self._host.queues, names, now_us, limit)
             tasks = await self._store.claim_tasks(claim)
             for task in tasks:
-                await self._begin(task)
+                self._begin(task)
             if len(tasks) < limit:
                 return
 
-    async def _begin(self, task: Task) -> None:
+    def _begin(self, task: Task) -> None:
         if task.lost:
             reason = "the process that ran it is gone"
-            await self._deliver(task, AttemptLost(task.activity_id, task.attempt, reason, self._node.entropy.jitter()))
+            lost = AttemptLost(task.activity_id, task.attempt, reason, self._node.entropy.jitter())
+            self._node.background(self._deliver(task, lost))
             return
-        self._free -= 1
+        self._begun.add((task.run_id, task.activity_id))
         self._node.attempts.start(decode_attempt(task.body), partial(self._ended, task))
 
     def _ended(self, task: Task, end: AttemptEnd) -> None:
-        self._free += 1
         self._node.background(self._deliver(task, end))
 
     async def _deliver(self, task: Task, message: Message) -> None:
@@ -60,7 +63,7 @@ class Tasks:
             self._node.clock.now_us(),
             encode_message(message),
         )
-        if await self._store.deliver(self._node.node_id, task, mail):
+        if await self._node.patiently(lambda: self._store.deliver(self._node.node_id, task, mail)):
             self._node.on_mail_sent()
         else:
             logger.info("attempt %d of %s is no longer wanted", task.attempt, task.activity)

@@ -12,9 +12,9 @@ Python would answer dropping it by raising in it once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
@@ -75,8 +75,10 @@ def _unwind_hub(loop: WorkflowLoop) -> bool:
 def _unwind_strand(strand: greenlet) -> bool:
     """Whether it has ended."""
     strand.parent = getcurrent()
-    with suppress(BaseException):  # whatever it ends with does not count
+    try:
         strand.throw(evicted())
+    except BaseException as error:
+        _forget(error)
     return strand.dead
 
 
@@ -124,8 +126,20 @@ def _throw_until_done(coroutine: Any, begun: bool = True) -> bool:
             else:
                 coroutine.send(None)
                 begun = True
-        except BaseException:
-            # It has ended; with what does not count.
+        except BaseException as error:
+            _forget(error)
             return True
     _left_suspended.append(coroutine)
     return False
+
+
+def _forget(error: BaseException) -> None:
+    """What unwound code ends with does not count. Frames that keep their own exception are cycles, which would leave
+    what they hold, coroutines that nobody awaited among it, to the garbage collector.
+    """
+    each: BaseException | None = error
+    for _ in range(MAX_CHANCES):
+        if each is None:
+            return
+        clear_frames(each.__traceback__)
+        each = each.__context__

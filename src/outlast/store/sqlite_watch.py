@@ -19,8 +19,8 @@ import time
 
 from outlast.store.sqlite_writer import SqliteWriter
 
-LOOK_S = 0.02
-"""Between two looks at a quiet file: 0.3 % of a core, and 10 ms on average until a change is seen."""
+LOOK_S = 0.025
+"""Between two looks at a quiet file: 0.3 % of a core, and 12 ms on average until a change is seen."""
 
 CLOSE_LOOK_S = 0.005
 LIVELY_S = 0.05
