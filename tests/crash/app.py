@@ -1,6 +1,6 @@
 """The program that the kill tests kill: workflows whose activities leave a mark outside of the database.
 
-    python app.py DB MARKS             host everything, say "ready", and go on until killed or until stdin closes
+python app.py DB MARKS             host everything, say "ready", and go on until killed or until stdin closes
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 import outlast
-from outlast import activity, workflow
+from outlast import ActivityLost, Retry, activity, workflow
 
 marks = -1
 
@@ -45,8 +45,46 @@ async def chain(length: int) -> int:
     return threaded(a + b - n - 1)
 
 
+@activity(retry=Retry(max_attempts=3, initial_interval="100ms"))
+async def die() -> None:
+    info = activity.info()
+    mark(f"{info.idempotency_key} {info.attempt}")
+    os._exit(9)
+
+
+@workflow
+async def doomed() -> str:
+    try:
+        await die()
+    except ActivityLost:
+        return "lost"
+    return "survived"
+
+
+@workflow
+async def deadly() -> None:
+    os._exit(9)
+
+
+@activity
+async def linger(seconds: float) -> str:
+    info = activity.info()
+    mark(f"{info.idempotency_key} {info.attempt}")
+    if info.attempt == 1:
+        await asyncio.sleep(seconds)
+    return "done"
+
+
+@workflow
+async def lingering(seconds: float) -> str:
+    return await linger(seconds)
+
+
+HOSTED = (chain, step, threaded, doomed, die, deadly, lingering, linger)
+
+
 async def main(url: str) -> None:
-    async with outlast.connect(url) as client, client.worker(chain, step, threaded):
+    async with outlast.connect(url) as client, client.worker(*HOSTED):
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

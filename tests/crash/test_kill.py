@@ -31,6 +31,9 @@ class App:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         self._process.kill()
         self._reap()

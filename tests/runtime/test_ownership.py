@@ -393,3 +393,76 @@ def test_a_stop_while_starts_are_on_their_way_strands_nothing() -> None:
                 assert await asyncio.gather(*(each.result() for each in handles)) == [n + 2 for n in range(20)]
 
     virtually(scenario())
+
+
+# --- parked runs ------------------------------------------------------------------------------------------------------
+
+
+@workflow(name="mistaken")
+async def mistaken(n: int) -> int:
+    slow = workflow.start(take_time, 60.0)
+    one = await add_one(n)
+    workflow.sleep(1)  # forgotten: the turn fails
+    await slow
+    return one
+
+
+@workflow(name="mistaken")
+async def put_right(n: int) -> int:
+    slow = workflow.start(take_time, 60.0)
+    one = await add_one(n)
+    await slow
+    return one
+
+
+@workflow(name="mistaken")
+async def diverging(n: int) -> int:
+    await workflow.sleep(1)
+    return n
+
+
+@pytest.mark.parametrize("wrong", [mistaken, diverging])
+def test_a_mistake_in_the_code_runs_no_activity_again(wrong: Any) -> None:
+    """What ended while the code was wrong is kept for when it is right; what was running then is lost, once."""
+
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_on(data.connect()) as client, client_on(data.connect()) as other:
+            async with client.worker(mistaken, *HOSTED):
+                handle = await client.start(put_right, 1, id="x")
+                assert await asyncio.wait_for(client.execute(two_steps, 1), 10) == 3
+                await asyncio.sleep(300)
+                row = await client.service.find_run(RunId(handle.run_id))
+                assert row.error is not None
+                assert "nobody waits for it" in row.error
+                assert row.claims > 5
+            async with other.worker(wrong, *HOSTED):
+                await asyncio.sleep(100)
+            async with client.worker(put_right, *HOSTED):
+                assert await handle.result() == 2
+            ours = sorted((key[-1], attempt) for key, attempt in executed.elements() if key.startswith(handle.run_id))
+            assert ours == [("1", 1), ("1", 2), ("2", 1)]
+            history = await names(handle)
+            assert history.count("ActivityAttemptLost") == 1
+            assert history.count("ActivityCompleted") == 2
+
+    virtually(scenario())
+
+
+def test_a_takeover_by_wrong_code_still_counts_the_lost_attempt() -> None:
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_on(data.connect()) as one, client_on(data.connect()) as two:
+            await one.worker(put_right, *HOSTED).__aenter__()
+            handle = await one.start(put_right, 1, id="x")
+            await asyncio.sleep(1)
+            membership_of(one).abandon()
+            async with two.worker(diverging, *HOSTED):
+                await asyncio.sleep(20)
+            assert (await names(handle)).count("ActivityAttemptLost") == 0
+            async with two.worker(put_right, *HOSTED):
+                assert await (await two.handle("x")).result() == 2
+            assert (await names(handle)).count("ActivityAttemptLost") == 1
+            assert all(count == 1 for count in executed.values())
+
+    virtually(scenario())

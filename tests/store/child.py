@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from outlast.model.errors import CommitUnknown, DurableCallError
 from outlast.model.ids import NodeId
@@ -19,6 +19,11 @@ from store.building import NAMESPACE, claim, events, mail, run_id, start, turn
 
 def say(text: str) -> None:
     os.write(1, text.encode() + b"\n")
+
+
+def exit_code(child: int) -> int:
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 async def append(path: str, first: int) -> None:
@@ -75,8 +80,7 @@ def fork(path: str) -> None:
         asyncio.set_event_loop(None)
         asyncio.run(in_the_child(store, path))
         sys.exit(0)  # the long way, with all finalisers
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert exit_code(child) == 0
     assert loop.run_until_complete(store.commit([turn(1, node, 2), start(3)])) == [Answer.COMMITTED] * 2
     say(str(node))
     sys.stdin.read()
@@ -84,7 +88,7 @@ def fork(path: str) -> None:
 
 
 async def in_the_child(inherited: Store, path: str) -> None:
-    calls = [
+    calls: list[Callable[[], Awaitable[object]]] = [
         inherited.open,
         inherited.close,
         lambda: inherited.join("child"),
@@ -101,7 +105,7 @@ async def in_the_child(inherited: Store, path: str) -> None:
     ]
     for call in calls:
         try:
-            await call()  # type: ignore[operator]
+            await call()
             raise AssertionError(f"{call} worked in the child")
         except DurableCallError as error:
             if "fork" not in str(error):
@@ -145,7 +149,7 @@ async def fork_waits() -> None:
     child = os.fork()
     if child == 0:
         os._exit(int(server.inside.is_set()))
-    say(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+    say(str(exit_code(child)))
     assert await answer == "a"
     await thread.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,7 @@ from outlast.store.sqlite import SqliteStore
 from outlast.store.sqlite_open import open_database
 from outlast.store.sqlite_reader import SqliteReader
 from outlast.store.sqlite_thread import DatabaseThread
-from outlast.store.sqlite_writer import Call, SqliteWriter, outgoing, turns
+from outlast.store.sqlite_writer import Call, Operation, SqliteWriter, outgoing, turns
 from store.building import claim, mail, row, run_id, start, turn
 
 A = NodeId(1)
@@ -143,10 +144,9 @@ def test_a_full_disk_writes_nothing_and_leaves_a_usable_connection(inline: Inlin
     (pages,) = inline.db.execute("PRAGMA page_count").fetchone()
     inline.db.execute(f"PRAGMA max_page_count = {pages + 2}")
 
-    for operations in (
-        [turns([start(2, count=5_000)])],
-        [turns([turn(1, A, 2), start(2, count=5_000)]), outgoing([mail(1, "m")])],
-    ):
+    alone: list[Operation] = [turns([start(2, count=5_000)])]
+    together: list[Operation] = [turns([turn(1, A, 2), start(2, count=5_000)]), outgoing([mail(1, "m")])]
+    for operations in (alone, together):
         answers = inline.writer.write(operations)
         assert [type(each) for each in answers] == [StoreUnavailable] * len(operations)
         assert "disk is full" in str(answers[0])
@@ -167,14 +167,16 @@ def test_a_lock_that_another_process_holds_is_waited_for(inline: Inline, monkeyp
         if len(waits) == 3:
             other.execute("COMMIT")
 
-    monkeypatch.setattr(sqlite_writer.time, "sleep", wait)
-    for number, operations in enumerate([[turns([start(1)])], [turns([start(2)]), outgoing([mail(1, "m")])]]):
+    monkeypatch.setattr(time, "sleep", wait)
+    alone: list[Operation] = [turns([start(1)])]
+    together: list[Operation] = [turns([start(2)]), outgoing([mail(1, "m")])]
+    for operations in (alone, together):
         waits.clear()
         other.execute("BEGIN IMMEDIATE")
 
         answers = inline.writer.write(operations)
 
-        assert answers[0] == [Answer.COMMITTED], number
+        assert answers[0] == [Answer.COMMITTED]
         assert len(waits) == 3
     other.close()
 

@@ -42,7 +42,8 @@ class WorkflowExecutionStarted(_Event, frozen=True, tag=True):
     arguments: Arguments = NO_ARGUMENTS
     flags: tuple[str, ...] = ()
     """Behaviours that replay must keep as they were when the run began."""
-    format: int = EVENT_FORMAT
+    format: int = 1
+    """EVENT_FORMAT of the release that wrote it. The default is that of histories which leave it out, for ever."""
 
 
 class WorkflowExecutionCancelRequested(_Event, frozen=True, tag=True):

@@ -25,30 +25,45 @@ Key: TypeAlias = tuple[RunId, ActivityId]
 Report: TypeAlias = Callable[[AttemptEnd], None]
 
 
+class _Entry:
+    """An attempt that runs, or stands in line."""
+
+    __slots__ = ("attempt", "begun", "report", "task")
+
+    def __init__(self, attempt: Attempt, report: Report) -> None:
+        self.attempt = attempt
+        self.report = report
+        self.task: asyncio.Task[None] | None = None
+        """None while it stands in line."""
+        self.begun = False
+        """Its first step has been taken: from then on it gives its slot back itself."""
+
+
 class Attempts:
     def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, slots: int) -> None:
         self._host = host
         self._loop = loop
         self._free = slots
-        self._line: deque[tuple[Attempt, Report]] = deque()
-        self._running: dict[Key, tuple[int, asyncio.Task[None] | None]] = {}
-        """Attempt number, and its task once it has a slot."""
+        self._line: deque[_Entry] = deque()
+        self._running: dict[Key, _Entry] = {}
 
     def start(self, attempt: Attempt, report: Report) -> None:
         """Run the attempt when a slot is free. `report` is called at its end, unless it is stopped before."""
         key = (attempt.run_id, attempt.activity_id)
         assert key not in self._running, f"two attempts of one activity at a time: {key}"
+        entry = self._running[key] = _Entry(attempt, report)
         if self._free > 0:
-            self._launch(key, attempt, report)
+            self._launch(key, entry)
         else:
-            self._running[key] = (attempt.attempt, None)
-            self._line.append((attempt, report))
+            self._line.append(entry)
 
     def stop(self, run_id: RunId, activity_id: ActivityId) -> None:
         """Cancel the attempt if it runs, forget it if it waits. A thread cannot be cancelled: it goes on unheard."""
         entry = self._running.pop((run_id, activity_id), None)
-        if entry is not None and entry[1] is not None:
-            entry[1].cancel()
+        if entry is not None and entry.task is not None:
+            entry.task.cancel()
+            if not entry.begun:
+                self._give_back()
 
     def has(self, run_id: RunId, activity_id: ActivityId) -> bool:
         """Whether an attempt runs or waits for a slot."""
@@ -56,11 +71,15 @@ class Attempts:
 
     def begun(self, run_id: RunId, activity_id: ActivityId) -> bool:
         """Whether the user's code may have run."""
+        return self.begun_number(run_id, activity_id) is not None
+
+    def begun_number(self, run_id: RunId, activity_id: ActivityId) -> int | None:
+        """Which attempt it is that runs; None if none does, or if it waits for a slot."""
         entry = self._running.get((run_id, activity_id))
-        return entry is not None and entry[1] is not None
+        return None if entry is None or entry.task is None else entry.attempt.attempt
 
     async def stop_all(self) -> None:
-        tasks = [task for _, task in self._running.values() if task is not None]
+        tasks = [entry.task for entry in self._running.values() if entry.task is not None]
         self._running.clear()
         self._line.clear()
         for task in tasks:
@@ -70,33 +89,30 @@ class Attempts:
             if stubborn:
                 logger.warning("%d attempts did not end within %.0f s of being cancelled", len(stubborn), GRACE_S)
 
-    def _launch(self, key: Key, attempt: Attempt, report: Report) -> None:
+    def _launch(self, key: Key, entry: _Entry) -> None:
         self._free -= 1
-        task = self._loop.create_task(self._run(key, attempt, report))
-        # Not in a `finally` of the coroutine: one that is stopped before its first step never gets there.
-        task.add_done_callback(self._over)
-        self._running[key] = (attempt.attempt, task)
+        entry.task = self._loop.create_task(self._run(key, entry))
 
-    async def _run(self, key: Key, attempt: Attempt, report: Report) -> None:
+    async def _run(self, key: Key, entry: _Entry) -> None:
+        entry.begun = True
         try:
-            end = await self._host.run_attempt(attempt)
+            end = await self._host.run_attempt(entry.attempt)
             # Stopped, or stopped and started again, perhaps under the same number (the run was parked and loaded
             # anew): what this one says no longer counts.
-            if (entry := self._running.get(key)) is not None and entry[1] is asyncio.current_task():
+            if self._running.get(key) is entry:
                 del self._running[key]
-                report(end)
+                entry.report(end)
         except asyncio.CancelledError:
             # Either `stop` cancelled it, or the user's own code raised it into us; then too the attempt is over,
             # and only the loss is known. Nothing is reported: `stop` has its reasons, and a shutdown journals losses.
             pass
+        finally:
+            self._give_back()
 
-    def _over(self, _: asyncio.Task[None]) -> None:
+    def _give_back(self) -> None:
         self._free += 1
-        self._next()
-
-    def _next(self) -> None:
         while self._line and self._free > 0:
-            attempt, report = self._line.popleft()
-            key = (attempt.run_id, attempt.activity_id)
-            if self._running.get(key) == (attempt.attempt, None):
-                self._launch(key, attempt, report)
+            entry = self._line.popleft()
+            key = (entry.attempt.run_id, entry.attempt.activity_id)
+            if self._running.get(key) is entry:
+                self._launch(key, entry)

@@ -8,7 +8,7 @@ from outlast.engine.program import Program
 from outlast.engine.run import PendingActivity, RunState
 from outlast.model.ids import ActivityId, Namespace, RunId
 from outlast.model.inputs import Input, Message
-from outlast.runtime.ports import Attempt
+from outlast.runtime.ports import Attempt, AttemptEnd
 
 
 class Stage(Enum):
@@ -26,6 +26,7 @@ class Stage(Enum):
 
 class Hosted:
     __slots__ = (
+        "ends",
         "error",
         "failures",
         "idle_since",
@@ -57,6 +58,9 @@ class Hosted:
         """Activities whose attempt runs in this process, or waits in it for a slot or for its time."""
         self.remote: set[ActivityId] = set()
         """Activities that have a row in `tasks`."""
+        self.ends: dict[ActivityId, AttemptEnd] = {}
+        """How attempts of this process ended, until that is committed. Should the turn that takes one fail, it goes
+        into the mailbox: the activity has run, and must not run again for a mistake in the workflow's code."""
         self.error: BaseException | None = None
         """Why its last turn failed."""
         self.failures = 0

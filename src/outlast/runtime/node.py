@@ -32,7 +32,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 
@@ -51,8 +51,8 @@ from outlast.model.events import (
     decode_events,
     encode_events,
 )
-from outlast.model.ids import ActivityId, NodeId, RunId, TurnId, turn_id
-from outlast.model.inputs import AttemptFailed, AttemptLost, AttemptSucceeded, Input, decode_message
+from outlast.model.ids import ActivityId, MessageId, NodeId, RunId, TurnId, turn_id
+from outlast.model.inputs import AttemptFailed, AttemptLost, AttemptSucceeded, Input, decode_message, encode_message
 from outlast.runtime.alarms import Alarms
 from outlast.runtime.attempts import Attempts
 from outlast.runtime.committer import MAX_PAUSE_S, PAUSE_S, Committer, Entry, Outcome
@@ -65,9 +65,11 @@ from outlast.store.api import (
     Fence,
     JournalRow,
     Mail,
+    NewMail,
     NewRun,
     NewTask,
     Release,
+    RunRow,
     RunStatus,
     Store,
 )
@@ -82,6 +84,9 @@ INPUTS_PER_TURN = 500
 TURNS_PER_TICK = 32
 """Turns between two hand-overs to the store. Measured at 64 runs: the store works on one half while the node
 takes the turns of the other."""
+
+SUSPECT_CLAIMS = 2
+"""Claims without a commit, from which on a run is perhaps the one that kills whoever loads it."""
 
 CLAIMS_BEFORE_QUARANTINE = 3
 """Deaths of a process right after it took a run, after which the run is suspected of having caused them."""
@@ -120,7 +125,7 @@ class Quarantined(OutlastError):
     """A run that seems to kill whoever takes it is left alone for a while, and tried again with growing pauses."""
 
 
-_Attempted = tuple[ActivityId, int]
+_Attempted: TypeAlias = tuple[ActivityId, int]
 """An activity and the number of an attempt."""
 
 
@@ -133,6 +138,40 @@ def _reported(mail: Iterable[Mail]) -> dict[RunId, list[_Attempted]]:
             if isinstance(message, AttemptSucceeded | AttemptFailed | AttemptLost):
                 found.setdefault(item.run_id, []).append((message.activity_id, message.attempt))
     return found
+
+
+def _mark_reported(hosted: Hosted, reported: Iterable[_Attempted]) -> None:
+    """Attempts whose ends wait in the mailbox are neither lost nor to be begun again."""
+    for activity_id, attempt in reported:
+        pending = hosted.state.activities.get(activity_id)
+        if pending is not None and pending.attempt == attempt:
+            hosted.remote.add(activity_id)
+
+
+def _in_quarantine(row: RunRow, now_us: int) -> bool:
+    waits = row.wake_at_us is not None and row.wake_at_us > now_us
+    return waits and row.error is not None and Quarantined.__name__ in row.error.partition(":")[0]
+
+
+def _is_awaited(state: RunState, end: AttemptEnd) -> bool:
+    pending = state.activities.get(end.activity_id)
+    return pending is not None and pending.attempt == end.attempt
+
+
+def _history(rows: Iterable[JournalRow]) -> list[HistoryEvent]:
+    return [
+        HistoryEvent(journal.first_event + index, journal.at_us, event)
+        for journal in rows
+        for index, event in enumerate(decode_events(journal.events))
+    ]
+
+
+_End: TypeAlias = AttemptSucceeded | AttemptFailed | AttemptLost
+
+
+def end_id(end: _End) -> MessageId:
+    """Under which the end of an attempt goes through a mailbox: the same, however often it is sent."""
+    return MessageId(f"activity/{end.activity_id}/{end.attempt}")
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -187,8 +226,9 @@ class Node:
                 continue
             try:
                 message = decode_message(item.body)
-            except msgspec.DecodeError:
-                logger.exception("message %s to run %s cannot be read", item.message_id, item.run_id)
+            except msgspec.DecodeError as error:
+                logger.error("message %s to run %s cannot be read (%s)", item.message_id, item.run_id, error)
+                hosted.mail_ids.add(item.mail_id)  # said once, not in every round
                 continue
             hosted.mail_ids.add(item.mail_id)
             hosted.mail.append((item.mail_id, message))
@@ -372,11 +412,12 @@ class Node:
             logger.warning("run %s was taken over by another node", run_id)
             self._leave(hosted)
         elif isinstance(outcome, BaseException) and failed:
-            self._committer.submit([self._park(hosted, row.next_event, outcome)])
+            self._submit_park(hosted, row.next_event, outcome)
         elif commit.fence is None or row.next_event != commit.fence.next_event:
             # The database was set back under us (a restore, a standby that lagged): what it says is what counts.
             self._leave(hosted)
-            await self.adopt([Claimed(row, lost=True)])
+            if not self._stopping:
+                await self.adopt([Claimed(row, lost=True)])
         elif mail and decision is None:
             self._rest(hosted)
             self.put_mail(mail)
@@ -386,7 +427,7 @@ class Node:
                 if decision is not None and decision.outcome is not None:
                     commit = self._with_mail(hosted, commit, decision, mail)
             except msgspec.DecodeError as error:  # from a newer release: a newer node has to close it
-                self._committer.submit([self._park(hosted, row.next_event, error)])
+                self._submit_park(hosted, row.next_event, error)
             else:
                 self._committer.submit([self._submit(hosted, commit, decision)])
 
@@ -408,6 +449,8 @@ class Node:
                 self.on_parked(Parked(hosted.run_id, hosted.error))
             return
         hosted.failures = 0
+        if hosted.ends:
+            hosted.ends = {key: end for key, end in hosted.ends.items() if _is_awaited(hosted.state, end)}
         if commit.consume:
             hosted.mail_ids.difference_update(commit.consume)
         if decision.outcome is None:
@@ -449,6 +492,7 @@ class Node:
 
     def _attempt_ended(self, hosted: Hosted, end: AttemptEnd) -> None:
         hosted.running.discard(end.activity_id)
+        hosted.ends[end.activity_id] = end
         self.put(hosted, end)
 
     def _leave(self, hosted: Hosted) -> None:
@@ -471,7 +515,7 @@ class Node:
 
     # --- when a turn or a commit fails ------------------------------------------------------------------------------
 
-    def _park(self, hosted: Hosted, first_event: int, error: BaseException) -> Entry:
+    def _park(self, hosted: Hosted, first_event: int, error: BaseException) -> Entry | None:
         """The turn failed: nothing of it is written. Give the run back with the error, to be tried again later."""
         started = hosted.state.started
         name = hosted.run_id if started is None else f"{started.workflow}/{started.workflow_id}"
@@ -482,7 +526,37 @@ class Node:
         text = "".join(traceback.format_exception_only(error)).strip()
         hosted.error = error
         release = Release(now_us + int(backoff_s * 1e6), text)
-        return self._submit(hosted, self._release(hosted, first_event, now_us, release), None)
+        entry = self._submit(hosted, self._release(hosted, first_event, now_us, release), None)
+        ends = self._ends_of(hosted)
+        if not ends:
+            return entry
+        self.background(self._keep_ends(hosted.run_id, ends, entry))
+        return None
+
+    def _submit_park(self, hosted: Hosted, first_event: int, error: BaseException) -> None:
+        entry = self._park(hosted, first_event, error)
+        if entry is not None:
+            self._committer.submit([entry])
+
+    def _ends_of(self, hosted: Hosted) -> list[_End]:
+        """What is known of attempts and is not in the history: how they ended, or that they are lost with the run."""
+        ends: list[_End] = [*hosted.ends.values()]
+        ends += [item for item in hosted.inbox if isinstance(item, AttemptLost)]
+        for activity_id in hosted.running:
+            attempt = self.attempts.begun_number(hosted.run_id, activity_id)
+            if attempt is not None:
+                self.attempts.stop(hosted.run_id, activity_id)
+                ends.append(AttemptLost(activity_id, attempt, "its run was parked", self.entropy.jitter()))
+        return ends
+
+    async def _keep_ends(self, run_id: RunId, ends: list[_End], entry: Entry) -> None:
+        """Put them into the run's mailbox, and only then release it."""
+        now_us = self.clock.now_us()
+        mail = [NewMail(run_id, end_id(end), now_us, encode_message(end)) for end in ends]
+        try:
+            await self.patiently(lambda: self._store.send(mail))
+        finally:
+            self._committer.submit([entry])
 
     def _release(self, hosted: Hosted, next_event: int, now_us: int, release: Release) -> Commit:
         fence = Fence(self.node_id, next_event)
@@ -567,14 +641,32 @@ class Node:
             await self._adopt_singly(claimed, error)
             return
         reported = _reported(mail)
-        for each in claimed:
+        for each in self._by_suspicion(claimed):
             run_id = each.run.run_id
             if run_id not in self.hosted:
                 entry = self._load(each, histories.get(run_id, []), tasks.get(run_id, []), reported.get(run_id, ()))
                 if entry is not None:
                     self._committer.submit([entry])
-                await asyncio.sleep(0)  # many runs are loaded while others want their turns
+                if each.run.claims >= SUSPECT_CLAIMS:
+                    await self._progress_of(run_id)
+                else:
+                    await asyncio.sleep(0)  # many runs are loaded while others want their turns
         self.put_mail(mail)
+
+    def _by_suspicion(self, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """Those first whose last claim led to something; then the others, in no particular order.
+
+        If one of them kills the process, those before it have made progress by then and are suspects no more. In a
+        fixed order the same ones would come after it every time, and share its quarantine for ever.
+        """
+        suspects = [each for each in claimed if each.run.claims >= SUSPECT_CLAIMS]
+        innocent = [each for each in claimed if each.run.claims < SUSPECT_CLAIMS]
+        return innocent + sorted(suspects, key=lambda each: self.entropy.jitter())
+
+    async def _progress_of(self, run_id: RunId) -> None:
+        """Until what this run's loading led to is on disk: before the next suspect may kill the process."""
+        while (hosted := self.hosted.get(run_id)) is not None and hosted.stage is not Stage.IDLE:
+            await asyncio.sleep(0.001)
 
     async def _adopt_singly(self, claimed: Sequence[Claimed], error: Exception) -> None:
         """Reading failed in a way that waiting does not cure: the run that causes it is parked, the others go on."""
@@ -586,7 +678,7 @@ class Node:
         hosted = Hosted(row.namespace, RunState(row.run_id), NO_PROGRAM)
         hosted.failures = max(0, row.claims - 1)
         self.hosted[row.run_id] = hosted
-        self._committer.submit([self._park(hosted, row.next_event, error)])
+        self._submit_park(hosted, row.next_event, error)
 
     async def patiently(self, read: Callable[[], Awaitable[T]]) -> T:
         """Do what must be done before a run can go on, however long the database does not answer.
@@ -613,6 +705,10 @@ class Node:
         hosted.remote.update(tasks)
         self.hosted[row.run_id] = hosted
         try:
+            if _in_quarantine(row, now_us):
+                # Claimed because a new worker takes whatever is parked. New code may help it, but not so soon.
+                release = Release(row.wake_at_us, row.error)
+                return self._submit(hosted, self._release(hosted, row.next_event, now_us, release), None)
             if claimed.lost and row.claims > CLAIMS_BEFORE_QUARANTINE:
                 raise Quarantined(
                     f"the last {row.claims - 1} processes that took this run died before it made progress"
@@ -621,6 +717,8 @@ class Node:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
+            if claimed.lost:  # whoever claims it next is not told any more that it was taken from a dead node
+                self._recall_lost(hosted, rows, reported, now_us)
             return self._park(hosted, row.next_event, error)
 
     def _recall(
@@ -632,21 +730,14 @@ class Node:
         now_us: int,
     ) -> Decision:
         state, row = hosted.state, claimed.run
-        history = [
-            HistoryEvent(journal.first_event + index, journal.at_us, event)
-            for journal in rows
-            for index, event in enumerate(decode_events(journal.events))
-        ]
+        history = _history(rows)
         started = history[0].event
         assert isinstance(started, WorkflowExecutionStarted)
         hosted.program = self.host.program(started, row.run_id, row.namespace, history[0].at_us)
         replay(state, hosted.program, history)
         if state.next_event == 2:
             return first_turn(state, hosted.program, now_us)
-        for activity_id, attempt in reported:
-            pending = state.activities.get(activity_id)
-            if pending is not None and pending.attempt == attempt:
-                hosted.remote.add(activity_id)  # it has ended: to be neither lost nor begun again
+        _mark_reported(hosted, reported)
         lost = self._lost(hosted, now_us) if claimed.lost else []
         decision = take_turn(state, hosted.program, lost, now_us)
         decision.taken = 0  # they did not come through the inbox
@@ -658,6 +749,18 @@ class Node:
         decision.alarms.clear()
         resume_work(hosted.state, decision)
         decision.dispatch = [each for each in decision.dispatch if each not in hosted.remote]
+
+    def _recall_lost(self, hosted: Hosted, rows: list[JournalRow], reported: Iterable[_Attempted], now_us: int) -> None:
+        """The run cannot go on with this code. Fold its history without it, for the attempts that are lost."""
+        hosted.state = RunState(hosted.run_id)
+        try:
+            for item in _history(rows):
+                hosted.state.apply(item.event, item.at_us)
+        except Exception:
+            logger.exception("the history of run %s cannot be read", hosted.run_id)
+            return
+        _mark_reported(hosted, reported)
+        hosted.inbox = self._lost(hosted, now_us)
 
     def _lost(self, hosted: Hosted, now_us: int) -> list[Input]:
         """Attempts that the dead owner may have been running: all that were due and are nobody else's task."""
@@ -726,8 +829,6 @@ class Node:
         """Another node has declared this one dead: forget everything at once. Nothing of it could be committed."""
         self._stopping = True
         self._alarms.clear()
-        self._committer.stop()
-        for task in self._looks:
-            task.cancel()
+        self._committer.stop()  # what looks at its row because of that ends by itself: starters wait for the answer
         for hosted in list(self.hosted.values()):
             self._leave(hosted)

@@ -25,6 +25,7 @@ from outlast.model.errors import (
     StoreUnavailable,
 )
 from outlast.model.events import (
+    EVENT_FORMAT,
     TERMINAL_EVENTS,
     HistoryEvent,
     TerminalEvent,
@@ -118,7 +119,9 @@ class Service:
         """Create a run. When this returns, the run is on disk and will run to its end."""
         now_us = self.clock.now_us()
         run_id = self.entropy.run_id(now_us)
-        started = WorkflowExecutionStarted(request.workflow, request.workflow_id, request.queue, request.arguments)
+        started = WorkflowExecutionStarted(
+            request.workflow, request.workflow_id, request.queue, request.arguments, format=EVENT_FORMAT
+        )
         answer = await self._start_here(run_id, request, started)
         if answer is None:
             answer = await self._start_anywhere(run_id, request, started, now_us)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from outlast.model.ids import ActivityId, MessageId, Namespace, RunId
-from outlast.model.inputs import AttemptLost, Message, encode_message
-from outlast.runtime.node import Node
+from outlast.model.ids import ActivityId, Namespace, RunId
+from outlast.model.inputs import AttemptLost, encode_message
+from outlast.runtime.node import Node, end_id
 from outlast.runtime.ports import AttemptEnd, Host, decode_attempt
 from outlast.store.api import NewMail, Store, Task, TaskClaim
 
@@ -56,10 +56,10 @@ class Tasks:
     def _ended(self, task: Task, end: AttemptEnd) -> None:
         self._node.background(self._deliver(task, end))
 
-    async def _deliver(self, task: Task, message: Message) -> None:
+    async def _deliver(self, task: Task, message: AttemptEnd | AttemptLost) -> None:
         mail = NewMail(
             task.run_id,
-            MessageId(f"activity/{task.activity_id}/{task.attempt}"),
+            end_id(message),
             self._node.clock.now_us(),
             encode_message(message),
         )

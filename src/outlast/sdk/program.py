@@ -41,7 +41,7 @@ from outlast.model.commands import (
     StartTimer,
     StartWait,
 )
-from outlast.model.errors import DurableCallError, Evicted, OutlastInterrupt
+from outlast.model.errors import DurableCallError
 from outlast.model.events import (
     ActivityCompleted,
     ActivityFailed,
@@ -208,9 +208,6 @@ class PythonProgram:
 
     def unhandled(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if isinstance(error, OutlastInterrupt):
-            self._poison = self._poison or error
-            return
         self.logger.error("%s", context.get("message", "unhandled error"), exc_info=error)
 
     def _next_id(self) -> str:
@@ -440,8 +437,8 @@ class PythonProgram:
                 f"{what} was called from a finaliser (`__del__`) or from another thread. A workflow makes its durable "
                 "calls itself, in its own functions and tasks."
             )
-        if self._loop.phase is Phase.EVICTING:
-            raise Evicted(f"{what} was called while the run leaves memory")
+        if self._loop.phase in (Phase.EVICTING, Phase.CLOSED):
+            self._loop.refuse(what)
         if self._read_only:
             raise DurableCallError(
                 f"{what} was called in a condition. A condition given to workflow.wait may only look; it is "

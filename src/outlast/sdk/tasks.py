@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from outlast.model.errors import InvalidArgument
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from outlast.sdk.loop import WorkflowLoop
 
 T = TypeVar("T")
+
+_in_process = count()
 
 ENDLESS_US = 1 << 61
 """A delay from here on (73,000 years) needs no timer, and would bring the store's integers near their end."""
@@ -133,9 +136,13 @@ class Task(asyncio.Task[T]):
     def __init__(
         self, coroutine: Coroutine[Any, Any, T], loop: WorkflowLoop, name: str, where: Context, number: int
     ) -> None:
-        self.number = number
+        # asyncio keeps a set of weak references to all tasks of the process, and a reference keeps the first hash that
+        # it saw: were that the number in the run, all runs' main tasks would collide there, and making one would cost
+        # time in proportion to the runs in memory.
+        self.number = next(_in_process)
         self.where = where
         super().__init__(coroutine, loop=loop, name=name, context=where)
+        self.number = number
 
     def __hash__(self) -> int:
         return self.number

@@ -22,7 +22,6 @@ from outlast.runtime.ports import Attempt, AttemptEnd, Clock, Entropy
 from outlast.runtime.service import Service
 from outlast.sdk import guard
 from outlast.sdk.activity_context import ActivityInfo, current_attempt
-from outlast.sdk.decorators import Durable
 from outlast.sdk.failures import failure_from
 from outlast.sdk.program import EPOCH, PythonProgram
 from outlast.sdk.registry import Registry
@@ -46,7 +45,7 @@ class UserCode:
         self._entropy = entropy
         self._threads = Threads(threads)
         self._workflows = tuple(registry.workflow_names())
-        self._activities = frozenset(registry.activity_names())
+        self._activities = {name: registry.activity(name) for name in registry.activity_names()}
         guard.install()
         self._watch_closely = {
             target.name: guard.prepare(target.cls or target.fn, target.name) for target in registry.workflows()
@@ -72,17 +71,19 @@ class UserCode:
     async def run_attempt(self, attempt: Attempt) -> AttemptEnd:
         started_at_us = self._clock.now_us()
         try:
-            target = self._registry.activity(attempt.activity)
+            target = self._activities.get(attempt.activity) or self._registry.activity(attempt.activity)
             args, kwargs = target.plan.decode_arguments(attempt.arguments)
             if not target.is_async:
                 await self._threads.slot()
                 started_at_us = self._clock.now_us()
             limit_us = _time_allowed_us(attempt, started_at_us)
             current_attempt.set(partial(_info, attempt, started_at_us))
-            if limit_us is None:
-                value = await self._call(target, args, kwargs)
-            else:
-                value = await _within(limit_us, self._call(target, args, kwargs))
+            work = (
+                target.fn(*args, **kwargs)
+                if target.is_async
+                else self._threads.run(partial(target.fn, *args, **kwargs))
+            )
+            value = await (work if limit_us is None else _within(limit_us, work))
             result = target.plan.encode_result(value)
         except KeyboardInterrupt:
             raise
@@ -102,11 +103,6 @@ class UserCode:
         )  # fmt: skip
         return AttemptFailed(attempt.activity_id, attempt.attempt, started_at_us, failure, self._entropy.jitter())
 
-    async def _call(self, target: Durable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target.is_async:
-            return await target.fn(*args, **kwargs)
-        return await self._threads.run(partial(target.fn, *args, **kwargs))
-
 
 class _TimeIsUp(Exception):
     """The attempt did not end within the time allowed. Not to be taken for a TimeoutError of the user's own."""
@@ -124,12 +120,14 @@ async def _within(limit_us: int, work: Any) -> Any:
 
 
 def _time_allowed_us(attempt: Attempt, started_at_us: int) -> int | None:
+    if attempt.start_to_close_us is None and attempt.deadline_us is None:
+        return None
     limits: list[int] = []
     if attempt.start_to_close_us is not None:
         limits.append(attempt.start_to_close_us)
     if attempt.deadline_us is not None:
         limits.append(max(0, attempt.deadline_us - started_at_us))
-    return min(limits, default=None)
+    return min(limits)
 
 
 def _cancelled_from_outside() -> bool:
