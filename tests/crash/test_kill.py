@@ -20,7 +20,7 @@ APP = Path(__file__).with_name("app.py")
 class App:
     """A worker process."""
 
-    def __init__(self, url: str, marks: Path) -> None:
+    def __init__(self, url: str, marks: Path, *, wait: bool = True) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(APP), url, str(marks)],
             stdin=subprocess.PIPE,
@@ -29,7 +29,7 @@ class App:
             text=True,
         )
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
+        assert not wait or self._process.stdout.readline() == "ready\n"
 
     def is_alive(self) -> bool:
         return self._process.poll() is None

@@ -466,3 +466,22 @@ def test_a_takeover_by_wrong_code_still_counts_the_lost_attempt() -> None:
             assert all(count == 1 for count in executed.values())
 
     virtually(scenario())
+
+
+@pytest.mark.xfail(strict=True, reason="a takeover that has nothing to journal never resets `claims` (see DESIGN 4)")
+def test_a_sleeper_whose_nodes_die_for_other_reasons_is_not_put_into_quarantine() -> None:
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_on(data.connect()) as starter:
+            handle = await starter.start(nap, 3600)
+            for _ in range(5):
+                async with client_on(data.connect()) as client:
+                    await client.worker(*HOSTED).__aenter__()
+                    await until(lambda client=client: is_hosted(client, handle))
+                    await asyncio.sleep(5)
+                    membership_of(client).abandon()
+            async with starter.worker(*HOSTED):
+                await asyncio.sleep(5)
+                assert (await handle.describe()).row.error is None
+
+    virtually(scenario())

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -54,14 +54,22 @@ class Committer:
         self._store = store
         self._waiting: list[Entry] = []
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._flush_is_set = False
 
     def submit(self, entries: list[Entry]) -> None:
-        """Hand in commits; at most one per run at a time. `done` is called with each outcome, on the event loop."""
+        """Hand in commits; at most one per run at a time. `done` is called with each outcome, on the event loop.
+
+        They leave together with what else is handed in before the loop's next round, or at `flush`.
+        """
         self._waiting.extend(entries)
-        self._flush()
+        if not self._flush_is_set:
+            self._flush_is_set = True
+            self._loop.call_soon(self.flush)
 
     async def drain(self) -> None:
         """Wait until everything handed in has its outcome."""
+        self.flush()
         while self._in_flight:
             await asyncio.wait(self._in_flight)
 
@@ -73,12 +81,23 @@ class Committer:
         for entry in waiting:
             entry.done(GIVEN_UP)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what waits on its way now, as far as there is room."""
+        self._flush_is_set = False
         while self._waiting and len(self._in_flight) < IN_FLIGHT:
             batch = deque(self._next_batch())
-            task = asyncio.get_running_loop().create_task(self._write(batch, len(batch)))
+            # The store is asked here and not in the task's first step: it begins to work while turns are still taken.
+            task = self._loop.create_task(self._write(batch, len(batch), self._ask(batch, len(batch))))
             self._in_flight.add(task)
             task.add_done_callback(partial(self._written, batch))
+
+    def _ask(self, batch: deque[Entry], count: int) -> Awaitable[list[Answer]]:
+        try:
+            return self._store.commit([entry.commit for entry in islice(batch, count)])
+        except Exception as error:
+            failed: asyncio.Future[list[Answer]] = self._loop.create_future()
+            failed.set_exception(error)
+            return failed
 
     def _next_batch(self) -> list[Entry]:
         size = 0
@@ -97,7 +116,7 @@ class Committer:
             logger.critical("the committer failed; please report this bug", exc_info=error)
         while batch:
             self._tell(batch, GIVEN_UP)
-        self._flush()
+        self.flush()
 
     def _tell(self, batch: deque[Entry], outcome: Outcome) -> None:
         """Tell the first in line. What that causes in its run must not keep the others from their outcomes."""
@@ -106,16 +125,17 @@ class Committer:
         except Exception as error:
             logger.critical("what follows from a commit failed; please report this bug", exc_info=error)
 
-    async def _write(self, batch: deque[Entry], count: int) -> None:
+    async def _write(self, batch: deque[Entry], count: int, asked: Awaitable[list[Answer]]) -> None:
         """Write the first `count` commits of the batch, and take them from it as they are told."""
         pause_s = PAUSE_S
         while True:
             try:
-                answers = await self._store.commit([entry.commit for entry in islice(batch, count)])
+                answers = await asked
             except (Busy, StoreUnavailable) as error:
                 logger.warning("the database refuses commits (%s); trying again in %.2f s", error, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, MAX_PAUSE_S)
+                asked = self._ask(batch, count)
             except CommitUnknown as error:
                 for _ in range(count):
                     self._tell(batch, error)
@@ -133,5 +153,5 @@ class Committer:
         if count == 1:
             self._tell(batch, error)
             return
-        await self._write(batch, count // 2)
-        await self._write(batch, count - count // 2)
+        await self._write(batch, count // 2, self._ask(batch, count // 2))
+        await self._write(batch, count - count // 2, self._ask(batch, count - count // 2))

@@ -259,6 +259,7 @@ class Node:
                     entries.append(entry)
         if entries:
             self._committer.submit(entries)
+            self._committer.flush()
         if self._line:
             self._set_tick()
 

@@ -32,7 +32,7 @@ Any other exception is a bug, and nothing was written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, StrEnum
 from typing import Protocol
 
@@ -324,7 +324,7 @@ class Store(Protocol):
         ...
 
     # the owner's side
-    async def commit(self, batch: Sequence[Commit]) -> list[Answer]:
+    def commit(self, batch: Sequence[Commit]) -> Awaitable[list[Answer]]:
         """Write the batch in one transaction; one answer per commit, in order. A run occurs at most once in a batch."""
         ...
 

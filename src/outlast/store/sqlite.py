@@ -175,8 +175,11 @@ class SqliteStore:
     async def declare_dead(self, node: NodeId) -> bool:
         return await self._call(lambda writer: writer.declare_dead(node))
 
-    async def commit(self, batch: Sequence[Commit]) -> list[Answer]:
-        return cast(list[Answer], await self._write(turns(batch)))
+    def commit(self, batch: Sequence[Commit]) -> asyncio.Future[list[Answer]]:
+        written = self._write(turns(batch))
+        assert self._writer is not None
+        self._writer.hand_over()
+        return cast("asyncio.Future[list[Answer]]", written)
 
     async def claim(self, claim: Claim) -> list[Claimed]:
         return await self._call(lambda writer: writer.claim(claim))
