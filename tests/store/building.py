@@ -165,3 +165,8 @@ async def row(store: Store, number: int) -> RunRow:
 async def marks(store: Store, number: int) -> list[tuple[int, int, int | None]]:
     """The history as (first_event, count, turn_id)."""
     return [(each.first_event, each.count, each.turn_id) for each in await store.history(run_id(number))]
+
+
+async def committed(store: Store, *batch: Commit) -> list[Answer]:
+    """What `store.commit` answers; for callers that are not on the loop themselves."""
+    return await store.commit(batch)

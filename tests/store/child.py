@@ -14,7 +14,7 @@ from outlast.model.ids import NodeId
 from outlast.store.api import Answer, Commit, NewRun, RunFilter, RunStatus, Store
 from outlast.store.sqlite import SqliteStore
 from outlast.store.sqlite_thread import DatabaseThread
-from store.building import NAMESPACE, claim, events, mail, run_id, start, turn
+from store.building import NAMESPACE, claim, committed, events, mail, run_id, start, turn
 
 
 def say(text: str) -> None:
@@ -74,14 +74,14 @@ def fork(path: str) -> None:
     store = SqliteStore(path)
     loop.run_until_complete(store.open())
     node = loop.run_until_complete(store.join("parent"))
-    loop.run_until_complete(store.commit([start(1, owner=node)]))
+    loop.run_until_complete(committed(store, start(1, owner=node)))
     child = os.fork()
     if child == 0:
         asyncio.set_event_loop(None)
         asyncio.run(in_the_child(store, path))
         sys.exit(0)  # the long way, with all finalisers
     assert exit_code(child) == 0
-    assert loop.run_until_complete(store.commit([turn(1, node, 2), start(3)])) == [Answer.COMMITTED] * 2
+    assert loop.run_until_complete(committed(store, turn(1, node, 2), start(3))) == [Answer.COMMITTED] * 2
     say(str(node))
     sys.stdin.read()
     loop.run_until_complete(store.close())
