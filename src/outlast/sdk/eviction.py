@@ -51,8 +51,8 @@ def unwind_run(loop: WorkflowLoop) -> bool:
         ended.append(_unwind_strand(strand))
     ended += [task.done() or _unwind_task(loop, task) for task in list(loop.tasks.values())]
     loop.tasks.clear()
-    generators = [*loop.generators, *loop.abandoned]
-    loop.generators.clear()
+    generators = [*(loop.generators or ()), *loop.abandoned]
+    loop.generators = None
     loop.abandoned.clear()
     ended.append(loop.context.copy().run(unwind_generators, generators))
     return all(ended)

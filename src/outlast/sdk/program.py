@@ -100,7 +100,6 @@ class PythonProgram:
         self.namespace = namespace
         self.start_us = at_us
         self.replaying = False
-        self.logger = ProgramLogger(self)
         self._count = 0
         self._commands: list[Command] = []
         self._activities: dict[ActivityId, tuple[asyncio.Future[Any], Durable[..., Any]]] = {}
@@ -145,6 +144,7 @@ class PythonProgram:
         self._conditions.clear()
         self._loop.close()
         self._activities.clear()
+        self._main = None
 
     def _begin(self, event: WorkflowExecutionStarted) -> None:
         args, kwargs = self.target.plan.decode_arguments(event.arguments)
@@ -216,6 +216,10 @@ class PythonProgram:
 
     def _source(self) -> str | None:
         return user_frame() if self.replaying else None
+
+    @property
+    def logger(self) -> ProgramLogger:
+        return ProgramLogger(self)
 
     # --- the run context: activities ----------------------------------------------------------------------------------
 
