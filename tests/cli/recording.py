@@ -45,6 +45,9 @@ class Recorder:
         self.node: NodeId = self._runner.run(self.store.join("shop/77"))
         self._next: dict[str, int] = {}
 
+    async def _commit(self, commit: Commit) -> list[Answer]:
+        return await self.store.commit([commit])
+
     def run(self, workflow_id: str, at: str, *events: Event, **more: Any) -> None:
         """The first turn of a run; the run id is made of the workflow id."""
         started = events[0]
@@ -70,7 +73,7 @@ class Recorder:
     def _commit(self, workflow_id: str, at: str, events: tuple[Event, ...], **more: Any) -> None:
         encoded = encode_events(list(events)) if events else b""
         commit = Commit(RunId(f"run-of-{workflow_id}"), None, at_us(at), encoded, len(events), **more)
-        answers = self._runner.run(self.store.commit([commit]))
+        answers = self._runner.run(self._commit(commit))
         assert answers == [Answer.COMMITTED]
         self._next[workflow_id] = self._next.get(workflow_id, 1) + len(events)
 

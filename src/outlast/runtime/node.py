@@ -451,7 +451,7 @@ class Node:
             return
         hosted.failures = 0
         if hosted.ends:
-            hosted.ends = {key: end for key, end in hosted.ends.items() if _is_awaited(hosted.state, end)}
+            self._forget_ends(hosted)
         if commit.consume:
             hosted.mail_ids.difference_update(commit.consume)
         if decision.outcome is None:
@@ -460,6 +460,14 @@ class Node:
         else:
             self.on_closed(hosted.run_id, decision.outcome)
             self._leave(hosted)
+
+    def _forget_ends(self, hosted: Hosted) -> None:
+        """Those that the commit has put into the history. Mostly that is all of them."""
+        ends = hosted.ends
+        if hosted.state.activities.keys().isdisjoint(ends):
+            ends.clear()
+        else:
+            hosted.ends = {key: end for key, end in ends.items() if _is_awaited(hosted.state, end)}
 
     def _rest(self, hosted: Hosted) -> None:
         hosted.stage = Stage.IDLE
