@@ -45,7 +45,7 @@ class Recorder:
         self.node: NodeId = self._runner.run(self.store.join("shop/77"))
         self._next: dict[str, int] = {}
 
-    async def _commit(self, commit: Commit) -> list[Answer]:
+    async def _write(self, commit: Commit) -> list[Answer]:
         return await self.store.commit([commit])
 
     def run(self, workflow_id: str, at: str, *events: Event, **more: Any) -> None:
@@ -73,7 +73,7 @@ class Recorder:
     def _commit(self, workflow_id: str, at: str, events: tuple[Event, ...], **more: Any) -> None:
         encoded = encode_events(list(events)) if events else b""
         commit = Commit(RunId(f"run-of-{workflow_id}"), None, at_us(at), encoded, len(events), **more)
-        answers = self._runner.run(self._commit(commit))
+        answers = self._runner.run(self._write(commit))
         assert answers == [Answer.COMMITTED]
         self._next[workflow_id] = self._next.get(workflow_id, 1) + len(events)
 
