@@ -120,10 +120,10 @@ def test_a_workflow_is_found_by_its_name_in_the_file_and_in_the_history(outlast:
 
 
 def test_a_module_may_be_named_instead_of_a_file(outlast: Call, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "__init__.py").touch()
-    (tmp_path / "store" / "orders.py").write_text("from shop import plain\n")
-    assert outlast("run", "store.orders:plain", "7", "--id", "x").out == "-7\n"
+    (tmp_path / "boutique").mkdir()
+    (tmp_path / "boutique" / "__init__.py").touch()
+    (tmp_path / "boutique" / "orders.py").write_text("from shop import plain\n")
+    assert outlast("run", "boutique.orders:plain", "7", "--id", "x").out == "-7\n"
 
 
 @pytest.mark.parametrize(
