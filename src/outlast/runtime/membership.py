@@ -28,6 +28,7 @@ from outlast.runtime.hosted import Hosted, Stage
 from outlast.runtime.node import Node, Parked
 from outlast.runtime.ports import Clock, Entropy, Host
 from outlast.runtime.tasks import Tasks
+from outlast.runtime.watchdog import Watchdog
 from outlast.store.api import Claim, Claimed, Store
 
 logger = logging.getLogger("outlast")
@@ -96,6 +97,7 @@ class Membership:
         """Counter of each other node, and when it was last seen to move."""
         self._hint = asyncio.Event()
         self._rounds: asyncio.Task[None] | None = None
+        self._watchdog: Watchdog | None = None
         self._beats: asyncio.Task[None] | None = None
         self._leaving = False
         self._must_rejoin = False
@@ -107,6 +109,7 @@ class Membership:
         await self._enter()
         self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
         self._beats = asyncio.get_running_loop().create_task(self._beat())
+        self._watchdog = Watchdog()
 
     async def leave(self) -> None:
         """Give everything back, and say good-bye."""
@@ -129,6 +132,9 @@ class Membership:
         self.node.abandon()
 
     def _stop_beating(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = None
         if self._beats is not None:
             self._beats.cancel()
             self._beats = None

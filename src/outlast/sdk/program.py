@@ -111,7 +111,7 @@ class PythonProgram:
         self._thread = threading.get_ident()
         context = contextvars.Context()
         context.run(current_run.set, self)
-        self._loop = WorkflowLoop(self, started.workflow_id, context, at_us)  # type: ignore[abstract]
+        self._loop = WorkflowLoop(self, f"{started.workflow}/{started.workflow_id}", context, at_us)  # type: ignore[abstract]
         self._main: asyncio.Future[Any] | None = None
 
     # --- engine.Program -----------------------------------------------------------------------------------------------
