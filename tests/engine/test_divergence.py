@@ -426,11 +426,6 @@ def test_ends_of_waits_are_compared_by_id() -> None:
         replay(RunState(RUN), answering([WAIT], [EndWait(wait_id=W2)]), history(*turns, end))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=NondeterminismError,
-    reason="DESIGN section 4: any node may terminate a run without its program; replay then finds an input unanswered",
-)
 def test_a_run_that_was_terminated_without_its_program_can_be_replayed() -> None:
     state = RunState(RUN)
     replay(state, answering([CHARGE]), history((T, [STARTED]), (T + 1, [WorkflowExecutionTerminated(FRESH)])))

@@ -66,7 +66,7 @@ def test_run_refuses_an_event_loop() -> None:
     async def main() -> None:
         outlast.run(total, [1])
 
-    with pytest.raises(outlast.DurableCallError, match="async with outlast.connect"):
+    with pytest.raises(outlast.DurableCallError, match=r"async with outlast\.connect"):
         asyncio.run(main())
 
 

@@ -61,7 +61,7 @@ SPELLINGS = {
     "os.system": ("import os", "os.system('true')", "an activity"),
     "Thread.start": ("import threading", "threading.Thread(target=print).start()", "workflow.start(...)"),
     "asyncio.run": ("import asyncio", "asyncio.run(None)", "await"),
-    "input": ("", "input()", "a signal"),
+    "input": ("", "input()", "an activity"),
     "import in the function": ("", "__import__('time') and 1; import time; time.time()", "workflow.now()"),
     "from-import in the function": ("", "from random import randint; randint(1, 2)", "workflow.random().randint(...)"),
 }

@@ -21,6 +21,8 @@ class ScheduleActivity(_Command, frozen=True, kw_only=True):
     activity_id: ActivityId
     activity: str
     arguments: Arguments
+    aliases: tuple[str, ...] = ()
+    """Names that the activity had before. Not recorded: for histories in which it has one of them."""
     queue: str | None = None
     label: str | None = None
     retry: RetryPolicy = DEFAULT_RETRY

@@ -99,22 +99,22 @@ async def run_to_end(
         async with client.worker(wf, *companions(target), queue=queue):
             handle, created = await begin(client, wf, args, kwargs, options, IdReuse.NEVER)
             if not created:
-                await _announce(client, handle, target.name)
+                await _announce(client, handle, (target.name, *target.aliases))
             outcome = await client.service.outcome(RunId(handle.run_id), raise_parked=True)
             return handle.value(outcome)
 
 
-async def _announce(client: Client, handle: Handle[Any], workflow: str) -> None:
+async def _announce(client: Client, handle: Handle[Any], names: tuple[str, ...]) -> None:
     row = await client.service.find_run(RunId(handle.run_id))
-    if row.workflow != workflow:
+    if row.workflow not in names:
         raise AlreadyStarted(
-            f"workflow id {handle.id!r} is in use by a run of {row.workflow!r}, not of {workflow!r}; nothing was "
+            f"workflow id {handle.id!r} is in use by a run of {row.workflow!r}, not of {names[0]!r}; nothing was "
             "started. Choose another id.",
             handle.run_id,
         )
     verb = "resuming" if row.closed_at_us is None else "already finished:"
     print(
-        f"outlast: {verb} {workflow}/{handle.id} ({row.next_event - 1} events are recorded)",
+        f"outlast: {verb} {row.workflow}/{handle.id} ({row.next_event - 1} events are recorded)",
         file=sys.stderr,
         flush=True,
     )

@@ -15,6 +15,7 @@ from outlast.model.errors import (
     DurableCallError,
     InternalError,
     InvalidArgument,
+    PayloadError,
     WorkflowCancelled,
     WorkflowTerminated,
 )
@@ -120,7 +121,10 @@ class Handle(Generic[T_co]):
 def decode_any(payload: Payload) -> Any:
     """A result whose type is not known here: as JSON gives it."""
     if payload.encoding != "json":
-        raise InvalidArgument(f"the result is encoded as {payload.encoding!r}; name the workflow to have it decoded")
+        raise PayloadError(
+            f"the result is recorded as {payload.encoding!r}, and only plain JSON can be read without knowing the "
+            "workflow. Get the handle with it: `client.handle(id, fulfil_order)`."
+        )
     return json.loads(payload.to_bytes())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from outlast.model.errors import InvalidArgument, PayloadError
 from outlast.model.payloads import NO_ARGUMENTS, Arguments, Payload
 from outlast.sdk.hints import MISSING, Hints, Names, read_hints
-from outlast.sdk.plans import MAX_PAYLOAD_BYTES, Codec, Plan, TypedPlan, make_plan
+from outlast.sdk.plans import MAX_PAYLOAD_BYTES, Codec, Plan, make_plan
 
 __all__ = ["MAX_PAYLOAD_BYTES", "CallPlan", "Codec", "Converter", "Plan", "UntypedResultWarning"]
 
@@ -39,9 +39,6 @@ class Converter:
 
     def plan(self, type_: Any, where: str, *, root: str = "value", localns: Names | None = None) -> Plan:
         """`where` names the value in errors ("parameter 'order' of fulfil_order"), `root` begins paths ("order")."""
-        return self._plan(type_, where, root, localns)
-
-    def _plan(self, type_: Any, where: str, root: str, localns: Names | None) -> TypedPlan:
         return make_plan(type_, self._codec, self._max_bytes, where=where, root=root, localns=localns)
 
 

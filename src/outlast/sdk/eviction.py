@@ -36,6 +36,13 @@ def evicted() -> Evicted:
     return Evicted("The run leaves this process's memory. Nothing that its code does now counts; let this pass.")
 
 
+def left_behind(name: str) -> str:
+    return (
+        f"Code of {name} did not end when the run left memory, and stays suspended for ever: it catches BaseException "
+        "and waits again. Let outlast.Evicted pass."
+    )
+
+
 def park(unwinding: greenlet) -> None:
     """In code that does not end: give up, go back to who unwinds it, and never return."""
     _left_suspended.append(getcurrent())

@@ -115,7 +115,7 @@ _FAMILIES = (
     _Family("tempfile", "TemporaryFile NamedTemporaryFile TemporaryDirectory mkstemp mkdtemp", _FILES, _ACTIVITY),
     _Family("glob", "glob iglob", _FILES, _ACTIVITY),
     _Family("sqlite3", "connect", _FILES, _ACTIVITY),
-    _Family("builtins", "input", "waits for somebody to type", "a signal, or an activity"),
+    _Family("builtins", "input", "waits for somebody to type", "an activity"),
     _Family("socket", "socket socket.__init__ create_connection getaddrinfo gethostbyname", _NETWORK, _ACTIVITY),
     _Family("urllib.request", "urlopen urlretrieve", _NETWORK, _ACTIVITY, hooked=True),
     _Family("subprocess", "Popen run call check_call check_output getoutput", _PROCESS, _ACTIVITY, hooked=True),

@@ -34,7 +34,7 @@ import contextvars
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
@@ -49,7 +49,7 @@ from outlast.sdk import compat, eviction, finalisers
 from outlast.sdk.compat import enter_loop, leave_loop, running_loop, swap_current_task
 from outlast.sdk.finalisers import in_finaliser
 from outlast.sdk.greenlets import Strand, take_hub
-from outlast.sdk.phase import LoopHost, Phase
+from outlast.sdk.phase import NOBODY, LoopHost, Phase
 from outlast.sdk.refused import LimitedLoop
 from outlast.sdk.tasks import ENDLESS_US, Future, Handle, Task, Timer, in_microseconds, nothing
 from outlast.sdk.whereabouts import listed, place_of_coroutine, place_of_frame, user_frame
@@ -63,6 +63,7 @@ MAX_STEPS = 1_000_000
 """Callbacks in one turn. A second or so of work; code that needs more spins and would never get quiet."""
 
 _RUNNING = Phase.RUNNING
+_NOWHERE = contextvars.Context()
 
 
 class WorkflowLoop(LimitedLoop):
@@ -105,9 +106,8 @@ class WorkflowLoop(LimitedLoop):
     # --- turns ------------------------------------------------------------------------------------------------------
 
     def start(self, main: Callable[[], Any], *, is_async: bool) -> asyncio.Future[Any]:
-        """Make the main task (`main()` returns a coroutine), or the main strand. Done: the workflow has ended.
-
-        It runs in the next turn, or in this one.
+        """Make the main task (`main()` returns a coroutine), or the main strand; it runs in the next turn, or in this
+        one. When it is done, the workflow has ended.
         """
         before, self.phase = self.phase, Phase.RUNNING
         try:
@@ -222,9 +222,9 @@ class WorkflowLoop(LimitedLoop):
         return handle
 
     def _not_scheduled(self, callback: Callable[..., object]) -> asyncio.Handle:
-        if self.phase in (Phase.EVICTING, Phase.CLOSED):
-            return Handle(nothing, (), self.context)
-        raise self._cannot(f"Something that schedules {callback!r}")
+        if self.phase not in (Phase.EVICTING, Phase.CLOSED):
+            self.refuse(f"Something that schedules {callback!r}")
+        return Handle(nothing, (), self.context)
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -420,10 +420,7 @@ class WorkflowLoop(LimitedLoop):
                 eviction.park(self.caller)
         if self.phase in (Phase.EVICTING, Phase.CLOSED):
             raise eviction.evicted()
-        raise self._cannot(what)
-
-    def _cannot(self, what: str) -> DurableCallError:
-        return DurableCallError(
+        raise DurableCallError(
             f"{what} was asked of {self.name} while it was {self.phase.value}. A workflow asks for things in its own "
             "functions, tasks and handlers only: not in queries, finalisers (`__del__`), other threads or loops."
         )
@@ -460,16 +457,9 @@ class WorkflowLoop(LimitedLoop):
 
     def whereabouts(self) -> str:
         """The user code in which tasks and strands wait: "order.py:12 in fulfil, pay.py:40 in charge"."""
-        return listed(self._places())
-
-    def _places(self) -> Iterator[str | None]:
-        if self.suspended is not None:
-            yield place_of_frame(self.suspended.gr_frame)
-        for strand in self.strands:
-            yield place_of_frame(strand.gr_frame)
-        for task in self.tasks.values():
-            if task is not self.blocked_task and not task.done():
-                yield place_of_coroutine(task.get_coro())
+        sync = [place_of_frame(each.gr_frame) for each in (self.suspended, *self.strands) if each is not None]
+        tasks = [task for task in self.tasks.values() if task is not self.blocked_task and not task.done()]
+        return listed([*sync, *(place_of_coroutine(task.get_coro()) for task in tasks)])
 
     def close(self) -> None:
         """Unwind everything that waits (see `eviction`). On the run's own thread, between turns. Idempotent."""
@@ -488,12 +478,7 @@ class WorkflowLoop(LimitedLoop):
         self.phase = Phase.CLOSED
         self.ready.clear()
         if not ended:
-            self._host.unhandled(
-                {
-                    "message": f"Code of {self.name} did not end when the run left memory, and stays suspended "
-                    "for ever: it catches BaseException and waits again. Let outlast.Evicted pass.",
-                }
-            )
+            self._host.unhandled({"message": eviction.left_behind(self.name)})
         self._let_go()
 
     def _let_go(self) -> None:
@@ -501,7 +486,7 @@ class WorkflowLoop(LimitedLoop):
         garbage collector, they took a quarter of its time.
         """
         self._timers.clear()
-        self._host = _NOBODY
+        self._host = NOBODY
         self.context = _NOWHERE
         self._handler = None
         self._reap = nothing
@@ -510,22 +495,6 @@ class WorkflowLoop(LimitedLoop):
 def _context(given: contextvars.Context | None) -> contextvars.Context:
     return contextvars.copy_context() if given is None else given
 
-
-class _Nobody:
-    """The host of a closed loop."""
-
-    def start_timer(self, delay_us: int, label: str | None) -> NoReturn:
-        raise InternalError("A timer was started on a closed loop. Please report this.")
-
-    def cancel_timer(self, timer_id: TimerId) -> None:
-        pass
-
-    def unhandled(self, context: dict[str, Any]) -> None:
-        pass
-
-
-_NOBODY = _Nobody()
-_NOWHERE = contextvars.Context()
 
 compat.install()
 finalisers.install()

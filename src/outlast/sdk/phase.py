@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from outlast.model.errors import InternalError
 from outlast.model.ids import TimerId
 
 
@@ -35,3 +36,19 @@ class LoopHost(Protocol):
         log it, and let nothing else depend on it.
         """
         ...
+
+
+class _Nobody:
+    """The host of a loop that is closed."""
+
+    def start_timer(self, delay_us: int, label: str | None) -> NoReturn:
+        raise InternalError("A timer was started on a closed loop. Please report this.")
+
+    def cancel_timer(self, timer_id: TimerId) -> None:
+        pass
+
+    def unhandled(self, context: dict[str, Any]) -> None:
+        pass
+
+
+NOBODY: LoopHost = _Nobody()

@@ -19,6 +19,7 @@ from msgspec import Raw
 from outlast.model.errors import PayloadError
 from outlast.model.payloads import JSON, Payload
 from outlast.sdk.hints import MISSING, Names
+from outlast.sdk.ignored import ignored_key
 from outlast.sdk.languages import Language, UnknownObject, choose_language, encode_plain, plain_json
 from outlast.sdk.roundtrip import MAX_DEPTH, first_loss, has_surrogate, is_nonfinite, locate, too_deep
 
@@ -104,7 +105,14 @@ class TypedPlan:
             decoded = self._read(encode_plain(value))
         except Exception as error:
             self._does_not_fit(value, error)
-        return self.encode(decoded)
+        payload = self.encode(decoded)
+        ignored = ignored_key(value, self._write(decoded), lambda text: self._write(self._read(text)), self._root)
+        if ignored is not None:
+            raise PayloadError(
+                f"{self._where}: nothing reads {ignored}, so what was given there would be lost. The type that is "
+                "annotated has no such field. Correct the name, or leave it out."
+            )
+        return payload
 
     def _read_again(self, value: Any, text: bytes, error: Exception) -> Any:
         """Either `__eq__` of the user's class failed, and the value is good, or the value does not fit."""

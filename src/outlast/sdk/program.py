@@ -267,6 +267,7 @@ class PythonProgram:
                 activity_id=activity_id,
                 activity=target.name,
                 arguments=arguments,
+                aliases=target.aliases,
                 queue=options.queue,
                 label=options.label,
                 retry=options.retry,

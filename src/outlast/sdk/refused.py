@@ -14,11 +14,11 @@ REFUSED = {
     "stop": "A workflow ends by returning from its main function.",
     "shutdown_asyncgens": "Generators are closed for you.",
     "shutdown_default_executor": "There is no executor to shut down.",
-    "call_soon_threadsafe": "Other threads cannot reach a workflow; send it a signal, or do the work in an activity.",
+    "call_soon_threadsafe": "Other threads cannot reach a workflow; do the work in an activity and await it.",
     "set_default_executor": "Functions given to asyncio.to_thread run in the workflow's own thread, one at a time.",
     "set_debug": "Asyncio's debug mode measures time, which stands still here.",
-    "add_signal_handler": "Handle the process's signals outside of the workflow, and send the run a signal.",
-    "remove_signal_handler": "Handle the process's signals outside of the workflow, and send the run a signal.",
+    "add_signal_handler": "A workflow outlives the process: handle the process's signals outside of it.",
+    "remove_signal_handler": "A workflow outlives the process: handle the process's signals outside of it.",
 } | dict.fromkeys(
     [
         *["getaddrinfo", "getnameinfo", "create_connection", "create_server", "start_tls", "sendfile", "sock_recv"],

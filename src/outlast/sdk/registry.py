@@ -16,8 +16,9 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 from outlast.model.errors import DurableCallError, InvalidArgument, NotRegistered
-from outlast.sdk.definition import has_run_method
+from outlast.sdk.definition import code_of, has_run_method
 from outlast.sdk.durable import ENTRY, Durable, Kind, no_child_workflows
+from outlast.sdk.whereabouts import count_as_user_code
 
 AnyDurable: TypeAlias = Durable[..., Any]
 
@@ -67,6 +68,7 @@ class Registry:
                 f"{durable!r} is a method: give the worker an instance of {durable.owner.__qualname__}, on which it "
                 "shall run, instead of the method."
             )
+        count_as_user_code(code_of(durable.origin.fn).co_filename)
         names = self._by_name[durable.kind]
         for name in (durable.name, *durable.aliases):
             other = names.setdefault(name, durable)

@@ -1,14 +1,14 @@
 """Where user code is: the innermost frame that is neither Python's own, nor an installed package's, nor ours.
 
 Files are told apart by their path, once each. A workflow that is itself installed as a package lies in site-packages;
-`count_as_user_code` names its files when it is registered.
+`count_as_user_code` names its file when a worker is given it.
 """
 
 from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -93,7 +93,7 @@ def _await_chain(awaited: Any) -> Iterator[FrameType]:
             return
 
 
-def listed(places: Iterator[str | None]) -> str:
+def listed(places: Iterable[str | None]) -> str:
     """The places for a message: each once, in order, and not too many."""
     known = list(dict.fromkeys(place for place in places if place is not None))
     shown = ", ".join(known[:MAX_PLACES])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from functools import partial
@@ -81,12 +81,14 @@ class UserCode:
             work = (
                 target.fn(*args, **kwargs)
                 if target.is_async
-                else self._threads.run(partial(target.fn, *args, **kwargs))
+                else self._threads.run(partial(_in_thread, partial(target.fn, *args, **kwargs)))
             )
             value = await (work if limit_us is None else _within(limit_us, work))
             result = target.plan.encode_result(value)
         except KeyboardInterrupt:
             raise
+        except _InterruptRaised as error:
+            failure = failure_from(error.interrupt, attempt.retry)
         except _TimeIsUp as error:
             failure = Failure("ActivityTimeout", str(error), FailureKind.TIMEOUT)
         except NotRegistered as error:
@@ -106,6 +108,22 @@ class UserCode:
 
 class _TimeIsUp(Exception):
     """The attempt did not end within the time allowed. Not to be taken for a TimeoutError of the user's own."""
+
+
+class _InterruptRaised(Exception):
+    """A function in a thread has raised KeyboardInterrupt. Nobody has pressed Ctrl-C: that reaches the main thread
+    only. As itself it would end the event loop."""
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__(interrupt)
+        self.interrupt = interrupt
+
+
+def _in_thread(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except KeyboardInterrupt as error:
+        raise _InterruptRaised(error) from error
 
 
 async def _within(limit_us: int, work: Any) -> Any:
@@ -199,11 +217,13 @@ class Worker(AbstractAsyncContextManager["Worker"]):
 
     async def __aexit__(self, *_: object) -> None:
         membership, self._service.membership = self._service.membership, None
-        if membership is not None:
-            await membership.leave()
-        if self._code is not None:
-            self._code.close()
-            self._code = None
+        try:
+            if membership is not None:
+                await membership.leave()
+        finally:
+            if self._code is not None:
+                self._code.close()
+                self._code = None
 
     async def forever(self) -> None:
         """Host until cancelled."""
