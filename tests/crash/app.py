@@ -12,6 +12,9 @@ import sys
 import outlast
 from outlast import ActivityLost, Retry, activity, workflow
 
+SOON = Retry(initial_interval=0.01, max_interval=0.1)
+"""An attempt that is lost again and again is retried with backoff; here that would only be waiting."""
+
 marks = -1
 
 
@@ -20,7 +23,7 @@ def mark(text: str) -> None:
     os.write(marks, f"{text}\n".encode())
 
 
-@activity
+@activity(retry=SOON)
 async def step(n: int) -> int:
     info = activity.info()
     mark(f"{info.idempotency_key} {info.attempt}")
@@ -28,7 +31,7 @@ async def step(n: int) -> int:
     return n + 1
 
 
-@activity
+@activity(retry=SOON)
 def threaded(n: int) -> int:
     info = activity.info()
     mark(f"{info.idempotency_key} {info.attempt}")

@@ -22,6 +22,7 @@ from world import (
 
 from outlast import ActivityLost, ActivityTimeout, Busy, CommitUnknown, Retry, WorkflowFailed, activity, workflow
 from outlast.runtime.membership import Limits
+from outlast.runtime.parking import submit_park
 from outlast.sdk.client import Client
 from outlast.sdk.threads import Threads
 from outlast.store.memory import MemoryStore
@@ -180,7 +181,7 @@ def test_a_late_end_of_an_attempt_that_was_stopped_is_not_taken_for_that_of_its_
             await until(lambda: executed)
             (run_id,) = node.hosted
             hosted = node.hosted[run_id]
-            node._submit_park(hosted, hosted.state.next_event, ZeroDivisionError("planted"))
+            submit_park(node, hosted, hosted.state.next_event, ZeroDivisionError("planted"))
             assert await asyncio.wait_for(handle.result(), 60) == "attempt 2"
             assert (await names(handle)).count("ActivityAttemptLost") == 1
 

@@ -20,6 +20,7 @@ from world import (
 )
 
 from outlast import Busy, CommitUnknown, StoreUnavailable
+from outlast.runtime.handover import abandon
 from outlast.store.memory import MemoryStore
 from virtual import client_on, run_virtual
 
@@ -209,7 +210,7 @@ def test_a_node_declared_dead_while_its_commits_wait_for_the_store_tells_every_s
             starts = [asyncio.ensure_future(client.execute(two_steps, n, id=f"x{n}")) for n in range(20)]
             await until(lambda: store.calls["commit"] >= 2)
             await client.service.store.declare_dead(node.node_id)
-            node.abandon()
+            abandon(node)
             assert await asyncio.gather(*starts) == [n + 2 for n in range(20)]
 
     virtually(scenario())

@@ -468,7 +468,6 @@ def test_a_takeover_by_wrong_code_still_counts_the_lost_attempt() -> None:
     virtually(scenario())
 
 
-@pytest.mark.xfail(strict=True, reason="a takeover that has nothing to journal never resets `claims` (see DESIGN 4)")
 def test_a_sleeper_whose_nodes_die_for_other_reasons_is_not_put_into_quarantine() -> None:
     async def scenario() -> None:
         data = MemoryStore()

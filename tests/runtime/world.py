@@ -113,7 +113,7 @@ async def nothing_is_left(client: Client) -> None:
     if service.membership is not None:
         node = service.membership.node
         assert not node.hosted
-        assert not node._looks
+        assert not node.looks
         assert not node.attempts._running
-        assert not node._committer._waiting
-        assert not node._committer._in_flight
+        assert not node.committer._waiting
+        assert not node.committer._in_flight

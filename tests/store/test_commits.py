@@ -279,18 +279,28 @@ async def test_a_release_without_an_error_clears_it(store: Store) -> None:
     assert await claimed(store, claim(node)) == [run_id(1)]
 
 
-async def test_claims_are_counted_until_events_are_appended(store: Store) -> None:
+async def test_claims_are_counted_while_the_run_is_only_parked(store: Store) -> None:
     node = await store.join("n")
     await store.commit([start(1)])
     for expected in (1, 2):
         await store.claim(claim(node))
         assert (await row(store, 1)).claims == expected
-        await store.commit([release(1, node, 2, wake_at_us=0)])
+        await store.commit([release(1, node, 2, wake_at_us=0, error="boom")])
+        assert (await row(store, 1)).claims == expected
 
+
+@pytest.mark.parametrize("count", [1, 0], ids=["events", "no events"])
+@pytest.mark.parametrize("released", [False, True], ids=["kept", "given back"])
+async def test_claims_are_forgotten_when_a_run_makes_progress(store: Store, count: int, released: bool) -> None:
+    """To be given back in order is progress; so is a commit that had nothing to write but passed the fence."""
+    node = await store.join("n")
+    await store.commit([start(1), start(2)])
     await store.claim(claim(node))
-    await store.commit([turn(1, node, 2)])
 
-    assert (await row(store, 1)).claims == 0
+    given_back = Release(7) if released else None
+    await store.commit([turn(1, node, 2, count=count, release=given_back)])
+
+    assert [(await row(store, n)).claims for n in (1, 2)] == [0, 1]
 
 
 async def test_the_turn_of_the_last_commit_is_to_be_seen(store: Store) -> None:

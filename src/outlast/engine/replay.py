@@ -44,6 +44,7 @@ from outlast.model.events import (
     WorkflowExecutionCancelled,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionTerminated,
 )
 
 _INPUTS = frozenset(INPUT_EVENTS)
@@ -54,11 +55,13 @@ def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -
     """Fold `history` into the new `state`, and bring the new `program` to where it was.
 
     A history that holds nothing but the start is folded and not fed: the run has not had its first turn yet.
+    It may be terminated before that turn, which needs no program: then nothing in the history answers the start.
     Raises NondeterminismError, InvalidTransition (the history is broken), and what the program raises.
     """
     events = iter(history)
     asked: deque[Command] = deque()
     unfed: HistoryEvent | None = None
+    answered = False
     for item in events:
         event = item.event
         kind = type(event)
@@ -71,6 +74,8 @@ def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -
             asked.extend(program.feed(unfed.event, unfed.at_us, replaying=True))  # type: ignore[arg-type]
             unfed = None
         if kind in _INPUTS or kind in _NOTES:
+            if asked and kind is WorkflowExecutionTerminated and not answered:
+                asked.clear()  # terminated before its first turn
             # Mail that came while the run closed was put before the command that ends it.
             if asked and kind is not MessageUnhandled:
                 raise _diverged(state, program, item, asked[0])
@@ -83,6 +88,7 @@ def replay(state: RunState, program: Program, history: Iterable[HistoryEvent]) -
             command = asked.popleft()
             if not _same(command, event):
                 raise _diverged(state, program, item, command)
+            answered = True
             state.apply(event, item.at_us)
     if unfed is not None and state.next_event > 2:
         asked.extend(program.feed(unfed.event, unfed.at_us, replaying=True))  # type: ignore[arg-type]
@@ -115,6 +121,8 @@ def _same(command: Command, event: Event) -> bool:
         raise InternalError(f"{type(command).__name__} is no command, but the program asked for it")
     if type(event) is not pair.event:
         return False
+    if isinstance(command, ScheduleActivity) and getattr(event, "activity", None) in command.aliases:
+        return command.activity_id == getattr(event, "activity_id", None)
     return all(getattr(command, field) == getattr(event, field) for field in pair.identity)
 
 

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-from outlast.model.ids import ActivityId, RunId
+from outlast.model.ids import ActivityId, MessageId, RunId
+from outlast.model.inputs import AttemptFailed, AttemptLost, AttemptSucceeded
 from outlast.runtime.ports import Attempt, AttemptEnd, Host
 
 logger = logging.getLogger("outlast")
@@ -23,6 +24,12 @@ GRACE_S = 5.0
 
 Key: TypeAlias = tuple[RunId, ActivityId]
 Report: TypeAlias = Callable[[AttemptEnd], None]
+AttemptOver: TypeAlias = AttemptSucceeded | AttemptFailed | AttemptLost
+
+
+def end_id(end: AttemptOver) -> MessageId:
+    """Under which the end of an attempt goes through a mailbox: the same, however often it is sent."""
+    return MessageId(f"activity/{end.activity_id}/{end.attempt}")
 
 
 class _Entry:

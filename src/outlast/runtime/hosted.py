@@ -10,6 +10,9 @@ from outlast.model.ids import ActivityId, Namespace, RunId
 from outlast.model.inputs import Input, Message
 from outlast.runtime.ports import Attempt, AttemptEnd
 
+SOON_US = 5_000_000
+"""A run that has something to do within this time is not worth giving back."""
+
 
 class Stage(Enum):
     """What the node may do with a hosted run."""
@@ -70,6 +73,21 @@ class Hosted:
     @property
     def run_id(self) -> RunId:
         return self.state.run_id
+
+    def wake_at_us(self) -> int | None:
+        """When the run has to do something by itself: a timer, an attempt of its own, a deadline. None: never.
+
+        Attempts that have a row in `tasks` are begun, retried and found lost by way of that row: the run hears of
+        them by mail, and has only their schedule-to-close deadline to keep.
+        """
+        times = [timer.fires_at_us for timer in self.state.timers.values()]
+        for activity_id, pending in self.state.activities.items():
+            if activity_id not in self.remote:
+                times.append(pending.not_before_us)
+            deadline_us = pending.deadline_us()
+            if deadline_us is not None:
+                times.append(deadline_us)
+        return min(times, default=None)
 
     def attempt(self, activity_id: ActivityId, pending: PendingActivity) -> Attempt:
         """The attempt that comes next, with all that whoever runs it needs."""

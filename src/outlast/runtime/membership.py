@@ -24,8 +24,10 @@ from collections.abc import Callable
 from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
 from outlast.model.events import EVENT_FORMAT, TerminalEvent
 from outlast.model.ids import Namespace, NodeId, RunId
-from outlast.runtime.hosted import Hosted, Stage
-from outlast.runtime.node import Node, Parked
+from outlast.runtime import handover, loading
+from outlast.runtime.hosted import SOON_US, Hosted, Stage
+from outlast.runtime.node import Node
+from outlast.runtime.parking import Parked
 from outlast.runtime.ports import Clock, Entropy, Host
 from outlast.runtime.tasks import Tasks
 from outlast.runtime.watchdog import Watchdog
@@ -43,14 +45,20 @@ HEARTBEAT_S = 1.0
 LEASE_S = 10.0
 """Longer than a loop is blocked by mistake; shorter than anybody wants to wait for a machine that hangs."""
 
+LAST_ROUND_S = 5.0
+"""A batch of runs is loaded in much less, if the database answers at all."""
+
+GOODBYE_S = 2.0
+"""It only spares the others the lease."""
+
+CLOCK_JUMP_S = 1.0
+"""Between two rounds. A clock that is only slewed moves by a thousandth of that."""
+
 CLAIM_BATCH = 100
 """Runs claimed at a time: about 50 ms of replaying, between which other turns are taken."""
 
 IDLE_S = 10.0
 """A run that has waited this long is likely to wait longer: it leaves memory."""
-
-SOON_US = 5_000_000
-"""A run that has something to do within this time is not worth giving back."""
 
 SWEEP_S = 1.0
 """How often idle runs are looked for."""
@@ -103,6 +111,8 @@ class Membership:
         self._must_rejoin = False
         self._take_parked = True
         self._last_look = 0.0
+        self._clock_ahead: float | None = None
+        """By how much the database's clock is ahead of the monotonic one: constant, unless it is set."""
         self._last_sweep = 0.0
 
     async def join(self) -> None:
@@ -117,11 +127,20 @@ class Membership:
             # The round under way is let finish: what it has claimed must be loaded, to be given back properly.
             self._leaving = True
             self._hint.set()
-            await self._rounds
+            _, unfinished = await asyncio.wait({self._rounds}, timeout=LAST_ROUND_S)
+            if unfinished:
+                logger.warning("the last round of the node did not end within %.0f s; it is given up", LAST_ROUND_S)
+                self._rounds.cancel()
+                await asyncio.wait({self._rounds})
             self._rounds = None
-        await self.node.stop()
+        await handover.stop(self.node)
         self._stop_beating()
-        await self._store.declare_dead(self.node.node_id)
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await self._store.declare_dead(self.node.node_id)
+        except (TimeoutError, Busy, StoreUnavailable, CommitUnknown) as error:
+            # What it could not give back waits until the others have missed its heartbeat for `LEASE_S`.
+            logger.warning("node %d could not say good-bye (%r)", self.node.node_id, error)
 
     def abandon(self) -> None:
         """Stop at once and write nothing, as if the process had ended: others take over what this node had."""
@@ -129,7 +148,7 @@ class Membership:
             self._rounds.cancel()
             self._rounds = None
         self._stop_beating()
-        self.node.abandon()
+        handover.abandon(self.node)
 
     def _stop_beating(self) -> None:
         if self._watchdog is not None:
@@ -147,6 +166,11 @@ class Membership:
         """Whether a new run of this workflow can begin here."""
         hosted = queue in self._host.queues and workflow in self._host.workflow_names()
         return hosted and self.has_room() and not self._must_rejoin
+
+    @property
+    def takes_parked(self) -> bool:
+        """It has just joined, and its next claim takes runs that wait only because their turn failed."""
+        return self._take_parked
 
     def has_room(self) -> bool:
         return len(self.node.hosted) < self._limits.runs
@@ -179,6 +203,7 @@ class Membership:
 
     async def _round(self) -> None:
         now = self._clock.monotonic()
+        self._watch_clock(now)
         if self._must_rejoin:
             await self._come_back()
         await self._bury(now)
@@ -193,6 +218,14 @@ class Membership:
         if now - self._last_sweep >= SWEEP_S or not self.has_room():
             self._last_sweep = now
             self._evict(now)
+
+    def _watch_clock(self, now: float) -> None:
+        """Say it when the clock was set: it is why timers seem to come early or late."""
+        ahead = self._clock.now_us() / 1e6 - now
+        jump_s = 0.0 if self._clock_ahead is None else ahead - self._clock_ahead
+        if abs(jump_s) > CLOCK_JUMP_S:
+            logger.warning("the clock was set %s by %.1f s", "forward" if jump_s > 0 else "back", abs(jump_s))
+        self._clock_ahead = ahead
 
     async def _beat(self) -> None:
         """Raise the counter about once a second, however long a round takes."""
@@ -212,7 +245,7 @@ class Membership:
     async def _come_back(self) -> None:
         """Forget everything and join as a new node; tried again in the next round until it is done."""
         logger.warning("node %d leaves everything and joins again", self.node.node_id)
-        self.node.abandon()
+        handover.abandon(self.node)
         await self._store.declare_dead(self.node.node_id)
         await self._enter()
         self._must_rejoin = False
@@ -241,10 +274,10 @@ class Membership:
         names = tuple(self._host.workflow_names())
         if names and self._take_parked:
             await self._claim_parked(names)
-        while names and (room := self._limits.runs - len(self.node.hosted)) > 0:
+        while names and not self._leaving and (room := self._limits.runs - len(self.node.hosted)) > 0:
             limit = min(CLAIM_BATCH, room)
             claimed = await self._store.claim(self._wanted(names, limit, parked=False))
-            await self.node.adopt(claimed)
+            await loading.adopt(self.node, claimed)
             if len(claimed) < limit:
                 return
 
@@ -261,10 +294,10 @@ class Membership:
                 taken += claimed
                 if len(claimed) < limit:
                     break
-            self._take_parked = False
         finally:
             for start in range(0, len(taken), CLAIM_BATCH):
-                await self.node.adopt(taken[start : start + CLAIM_BATCH])
+                await loading.adopt(self.node, taken[start : start + CLAIM_BATCH])
+        self._take_parked = False
 
     def _wanted(self, names: tuple[str, ...], limit: int, *, parked: bool) -> Claim:
         now_us = self._clock.now_us()
@@ -276,11 +309,11 @@ class Membership:
         excess = len(hosted) - self._limits.runs * 9 // 10
         for each in list(hosted.values()):
             if self._only_waits(each, soon_us) and (excess > 0 or now - each.idle_since >= IDLE_S):
-                self.node.evict(each)
+                handover.evict(self.node, each)
                 excess -= 1
 
     def _only_waits(self, hosted: Hosted, soon_us: int) -> bool:
         if hosted.stage is not Stage.IDLE or hosted.running or hosted.inbox or hosted.mail:
             return False
-        wake_at_us = hosted.state.wake_at_us()
+        wake_at_us = hosted.wake_at_us()
         return wake_at_us is None or wake_at_us > soon_us

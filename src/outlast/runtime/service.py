@@ -52,7 +52,7 @@ from outlast.store.api import (
 
 if TYPE_CHECKING:  # whoever only reads the database need not load the runtime
     from outlast.runtime.membership import Membership
-    from outlast.runtime.node import Parked
+    from outlast.runtime.parking import Parked
 
 logger = logging.getLogger("outlast")
 
@@ -187,7 +187,9 @@ class Service:
                 row = await self.find_run(run_id)
                 if row.status is not RunStatus.OPEN:
                     return await self._last_event(row)
-                if raise_parked and row.error is not None:
+                # A worker that has just begun will take parked runs, this one too: perhaps its code is right now.
+                begins = self.membership is not None and self.membership.takes_parked
+                if raise_parked and row.error is not None and not begins:
                     raise TurnFailed(row.error)
                 self._watch()
             return await future

@@ -12,7 +12,9 @@ from functools import partial
 
 from outlast.model.ids import ActivityId, Namespace, RunId
 from outlast.model.inputs import AttemptLost, encode_message
-from outlast.runtime.node import Node, end_id
+from outlast.runtime.attempts import end_id
+from outlast.runtime.node import Node
+from outlast.runtime.patience import patiently
 from outlast.runtime.ports import AttemptEnd, Host, decode_attempt
 from outlast.store.api import NewMail, Store, Task, TaskClaim
 
@@ -63,7 +65,7 @@ class Tasks:
             self._node.clock.now_us(),
             encode_message(message),
         )
-        if await self._node.patiently(lambda: self._store.deliver(self._node.node_id, task, mail)):
+        if await patiently(lambda: self._store.deliver(self._node.node_id, task, mail)):
             self._node.on_mail_sent()
         else:
             logger.info("attempt %d of %s is no longer wanted", task.attempt, task.activity)

@@ -67,7 +67,7 @@ class RunRow(Struct, frozen=True, gc=False):
     wake_at_us: int | None
     """When an unowned run is due; None: not before it gets mail."""
     claims: int
-    """Claims since the last commit that appended events."""
+    """Claims since the last commit that was progress: any but one that only parks the run (see `Release`)."""
     priority: int
     kind: str
     """What runs the program; "python" for the native SDK."""

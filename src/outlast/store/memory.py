@@ -163,7 +163,7 @@ def _advance(data: Data, commit: Commit) -> Answer:
         run,
         next_event=run.next_event + commit.count,
         turn_id=run.turn_id if commit.turn_id is None else commit.turn_id,
-        claims=0 if commit.count else run.claims,
+        claims=run.claims if parks and not commit.count else 0,
         error=None if commit.count else run.error,
     )
     if release is not None:

@@ -75,7 +75,7 @@ BEGIN
     UPDATE runs
        SET next_event = NEW.next_event + NEW.count,
            turn_id = coalesce(NEW.turn_id, turn_id),
-           claims = CASE WHEN NEW.count > 0 THEN 0 ELSE claims END
+           claims = 0
      WHERE run_id = NEW.run_id AND owner = NEW.owner AND next_event = NEW.next_event AND status = 'open'
        AND NEW.status IS NULL;
     SELECT RAISE(ABORT, 'fenced') WHERE NEW.status IS NULL AND changes() = 0;
@@ -83,7 +83,7 @@ BEGIN
     UPDATE runs
        SET next_event = NEW.next_event + NEW.count,
            turn_id = coalesce(NEW.turn_id, turn_id),
-           claims = CASE WHEN NEW.count > 0 THEN 0 ELSE claims END,
+           claims = CASE WHEN NEW.error IS NULL OR NEW.count > 0 THEN 0 ELSE claims END,
            owner = NULL,
            wake_at_us = NEW.wake_at_us,
            status = NEW.status,
