@@ -6,8 +6,9 @@ import logging
 import threading
 from pathlib import Path
 
-import outlast
 import pytest
+
+import outlast
 from outlast import activity, workflow
 from outlast.runtime import membership, watchdog
 
