@@ -47,8 +47,8 @@ class Server(Protocol[_Request_contra]):
 _Waiting: TypeAlias = "list[tuple[Request, asyncio.Future[Any]]]"
 
 HAND_OVER_S = 0.0005
-"""How long the loop waits for the thread to take a batch: as long as a quick disk needs for the one before. Measured
-at 64 runs: without waiting, throughput is a third lower (see docs/decisions/004)."""
+"""How long the loop waits for the thread to take a batch: about as long as a quick disk needs for the one before (see
+docs/decisions/004)."""
 
 LOOK_AT_LOOP_S = 0.5
 """How often the thread looks whether its event loop is still there: one that was closed without `close` ends it."""
