@@ -288,6 +288,11 @@ disk is."""
 class Store(Protocol):
     """All methods may raise Busy or StoreUnavailable; those that write, also CommitUnknown."""
 
+    @property
+    def poll_s(self) -> float:
+        """How often a node should look for what no hint has told it of, in seconds: what a lost hint may cost."""
+        ...
+
     async def open(self) -> None:
         """Create or migrate the schema. Raises NotADatabase, DatabaseTooNew; then nothing was changed."""
         ...
@@ -301,6 +306,10 @@ class Store(Protocol):
 
         A hint that only saves latency: it may come late, twice, for nothing, or not at all.
         """
+        ...
+
+    async def now_us(self) -> int | None:
+        """The database's clock, microseconds since 1970 UTC. None: it is the clock of this machine, ask that."""
         ...
 
     # nodes
@@ -370,6 +379,10 @@ class Store(Protocol):
         ...
 
     # reading; sees everything that was committed before the call
+    async def backlog(self, namespace: Namespace, queue: str, now_us: int, limit: int) -> int:
+        """How many open runs of the queue have no owner and are due by `wake_at_us`, counted up to `limit`."""
+        ...
+
     async def run(self, run_id: RunId) -> RunRow | None: ...
 
     async def closed_of(self, run_ids: Sequence[RunId]) -> list[RunRow]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -280,6 +281,13 @@ class MemoryStore:
         self._joined: list[NodeId] = []
         self._callbacks: list[Callable[[], None]] = []
 
+    @property
+    def poll_s(self) -> float:
+        return 0.25
+
+    async def now_us(self) -> None:
+        return None
+
     def connect(self) -> MemoryStore:
         """Another store on the same data."""
         return MemoryStore(self._data, mailbox_limit=self._mailbox_limit)
@@ -387,6 +395,15 @@ class MemoryStore:
             if run_id in run_ids:
                 found.setdefault(run_id, []).append(activity_id)
         return found
+
+    async def backlog(self, namespace: Namespace, queue: str, now_us: int, limit: int) -> int:
+        waiting = (
+            run
+            for run in self._reading().runs.values()
+            if run.status is RunStatus.OPEN and run.owner is None and run.namespace == namespace and run.queue == queue
+            if run.wake_at_us is not None and run.wake_at_us <= now_us
+        )
+        return sum(1 for _ in islice(waiting, limit))
 
     async def run(self, run_id: RunId) -> RunRow | None:
         return self._reading().runs.get(run_id)

@@ -163,6 +163,15 @@ class SqliteStore:
 
     # --- the protocol -------------------------------------------------------------------------------------------
 
+    @property
+    def poll_s(self) -> float:
+        """A look costs a few reads of memory."""
+        return 0.25
+
+    async def now_us(self) -> None:
+        """All its nodes are on one machine."""
+        return None
+
     async def join(self, name: str) -> NodeId:
         return await self._call(lambda writer: writer.join(name))
 
@@ -202,6 +211,9 @@ class SqliteStore:
 
     async def tasks_of(self, run_ids: Sequence[RunId]) -> dict[RunId, list[ActivityId]]:
         return await self._read(lambda reader: reader.tasks_of(run_ids))
+
+    async def backlog(self, namespace: Namespace, queue: str, now_us: int, limit: int) -> int:
+        return await self._read(lambda reader: reader.backlog(namespace, queue, now_us, limit))
 
     async def run(self, run_id: RunId) -> RunRow | None:
         return await self._read(lambda reader: reader.run(run_id))

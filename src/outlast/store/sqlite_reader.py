@@ -38,6 +38,10 @@ class SqliteReader:
         """Idempotent."""
         self._db.close()
 
+    def backlog(self, namespace: Namespace, queue: str, now_us: int, limit: int) -> int:
+        wanted: dict[str, Value] = {"namespace": namespace, "queue": queue, "now_us": now_us, "limit": limit}
+        return int(self._read(sql.BACKLOG, wanted))
+
     def run(self, run_id: RunId) -> RunRow | None:
         return _first(decode_runs(self._read(sql.RUN, (run_id,))))
 

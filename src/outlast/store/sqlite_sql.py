@@ -414,6 +414,39 @@ SELECT run_id, :message_id, owner, :at_us, :body FROM runs WHERE run_id = :run_i
     ON CONFLICT (run_id, message_id) DO NOTHING
 """
 
+# Like DUE_RUNS, it jumps to each workflow and priority, so as not to count through those that sleep.
+BACKLOG = """
+WITH RECURSIVE
+    workflows (workflow) AS (
+        SELECT (SELECT min(workflow) FROM runs
+                 WHERE status = 'open' AND owner IS NULL AND namespace = :namespace AND queue = :queue)
+        UNION ALL
+        SELECT (SELECT min(runs.workflow) FROM runs
+                 WHERE runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
+                   AND runs.queue = :queue AND runs.workflow > workflows.workflow)
+          FROM workflows WHERE workflows.workflow IS NOT NULL
+    ),
+    levels (workflow, priority) AS (
+        SELECT workflow,
+               (SELECT max(priority) FROM runs
+                 WHERE status = 'open' AND owner IS NULL AND namespace = :namespace
+                   AND queue = :queue AND runs.workflow = workflows.workflow)
+          FROM workflows WHERE workflow IS NOT NULL
+        UNION ALL
+        SELECT workflow,
+               (SELECT max(runs.priority) FROM runs
+                 WHERE runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace
+                   AND runs.queue = :queue AND runs.workflow = levels.workflow AND runs.priority < levels.priority)
+          FROM levels WHERE levels.priority IS NOT NULL
+    )
+SELECT CAST(count(*) AS TEXT) FROM (
+    SELECT 1
+      FROM levels CROSS JOIN runs
+        ON runs.status = 'open' AND runs.owner IS NULL AND runs.namespace = :namespace AND runs.queue = :queue
+       AND runs.workflow = levels.workflow AND runs.priority = levels.priority AND runs.wake_at_us <= :now_us
+     LIMIT :limit)
+"""
+
 # --- reading ----------------------------------------------------------------------------------------------------
 
 _RUN = """json_object(
