@@ -50,7 +50,7 @@ def test_a_database_of_a_newer_release_is_refused(outlast: Call, tmp_path: Path)
     )
     assert outlast("run", "orders.py:order", "--id", "x").status == 0
     with sqlite3.connect(tmp_path / "outlast.db") as db:
-        db.execute("INSERT INTO schema_version (version) VALUES (999)")
+        db.execute("INSERT INTO schema_version VALUES (999, 999)")
     db.close()
 
     refused(outlast("list"), "schema version 999", "newer release")
@@ -81,7 +81,7 @@ def test_the_database_may_be_named_by_the_environment(
     ("arguments", "part"),
     [
         (["lst"], "Did you mean 'list'?"),
-        (["xyz"], "There are: run, worker, list, show, history, demo."),
+        (["xyz"], "There are: run, worker, list, show, history, migrate, demo."),
         (["show"], "Missing argument 'ID'. See `outlast show --help`."),
         (["list", "--status", "broken"], "'running', 'completed', 'failed', 'cancelled', 'terminated'"),
         (["list", "--limit", "0"], "--limit"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, TurnId, WorkflowId
 from outlast.store.api import (
@@ -131,8 +132,9 @@ def claim(
     namespace: Namespace = NAMESPACE,
     max_format: int = 1,
     parked: bool = False,
+    suspect: bool = False,
 ) -> Claim:
-    return Claim(node, namespace, tuple(queues), tuple(workflows), max_format, now_us, limit, parked)
+    return Claim(node, namespace, tuple(queues), tuple(workflows), max_format, now_us, limit, parked, suspect)
 
 
 def task_claim(
@@ -170,3 +172,10 @@ async def marks(store: Store, number: int) -> list[tuple[int, int, int | None]]:
 async def committed(store: Store, *batch: Commit) -> list[Answer]:
     """What `store.commit` answers; for callers that are not on the loop themselves."""
     return await store.commit(batch)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
+    """Wait until it holds; the time is far beyond what it takes."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.01)

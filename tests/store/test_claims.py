@@ -219,3 +219,126 @@ async def test_the_first_of_very_many_free_runs_are_the_most_urgent(store: Store
 
     expected = sorted(range(1, 301), key=lambda number: (-(number % 3), 1_000 - number))
     assert got == [run_id(number) for number in expected[:60]]
+
+
+async def test_a_run_whose_claim_came_to_nothing_before_its_node_died_is_claimed_alone(store: Store) -> None:
+    dead, node = await store.join("d"), await store.join("n")
+    await store.commit([start(number, wake_at_us=number) for number in range(1, 5)])
+    assert len(await store.claim(claim(dead, limit=3))) == 3
+    await store.commit([turn(2, dead, 2)])
+    await store.declare_dead(dead)
+
+    assert await claimed(store, claim(node)) == [run_id(2), run_id(4)], "one has made progress, one was not claimed"
+    (first,) = await store.claim(claim(node, suspect=True))
+    assert (first.run.run_id, first.run.owner, first.run.claims, first.lost) == (run_id(1), node, 2, True)
+    assert await claimed(store, claim(node, suspect=True)) == [run_id(3)]
+    assert await claimed(store, claim(node, suspect=True)) == []
+    assert await claimed(store, claim(node)) == []
+
+
+async def test_suspects_with_few_claims_are_claimed_before_those_with_many(store: Store) -> None:
+    await store.commit([start(1, wake_at_us=1, priority=9), start(2, wake_at_us=2), start(3, wake_at_us=3)])
+    first, second, third, last = [await store.join("n") for _ in range(4)]
+    await claimed(store, claim(first))
+    await store.declare_dead(first)
+    assert await claimed(store, claim(second, suspect=True)) == [run_id(1)], "the most urgent"
+    await store.declare_dead(second)
+
+    assert await claimed(store, claim(third, suspect=True, limit=10)) == [run_id(2)]
+    assert await claimed(store, claim(third, suspect=True)) == [run_id(3)]
+    assert await claimed(store, claim(third, suspect=True)) == [run_id(1)]
+    await store.declare_dead(third)
+    for unwanted in (
+        claim(last, suspect=True, limit=0),
+        claim(last, suspect=True, queues=["another"]),
+        claim(last, suspect=True, workflows=["another"]),
+        claim(last, suspect=True, max_format=0),
+        claim(last, suspect=True, namespace=Namespace("another")),
+        claim(third, suspect=True),
+    ):
+        assert await claimed(store, unwanted) == []
+
+
+async def test_a_parked_run_is_no_suspect_since_it_gave_its_claim_back(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, wake_at_us=1)])
+    await store.claim(claim(node))
+    await store.commit([release(1, node, 2, wake_at_us=5, error="boom")])
+
+    assert await claimed(store, claim(node, suspect=True)) == []
+    assert await claimed(store, claim(node)) == [run_id(1)]
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_nobody_owns_can_be_taken_though_it_is_not_due(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, wake_at_us=2**50, workflow="hosted nowhere")])
+
+    got = await store.take(node, run_id(1))
+
+    assert got is not None
+    assert got.run == await row(store, 1)
+    assert (got.run.owner, got.run.claims, got.lost) == (node, 1, False)
+    assert await commit_one(store, turn(1, node, 2)) is Answer.COMMITTED
+
+
+async def test_a_parked_run_can_be_taken_with_the_mail_that_waits(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1, owner=node)])
+    await commit_one(store, release(1, node, 2, None, error="boom"))
+    await store.send([mail(1, "m")])
+
+    got = await store.take(other, run_id(1))
+
+    assert got is not None
+    assert got.run.error == "boom"
+    assert [each.message_id for each in await store.mail_of(other, 10)] == ["m"]
+    assert await store.claim(claim(node, parked=True)) == []
+
+
+async def test_a_suspect_of_a_dead_node_can_be_taken(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1)])
+    await store.claim(claim(node))
+    await store.declare_dead(node)
+
+    got = await store.take(other, run_id(1))
+
+    assert got is not None
+    assert (got.run.owner, got.run.claims, got.lost) == (other, 2, True)
+    assert await commit_one(store, turn(1, node, 2)) is Answer.FENCED
+
+
+async def test_a_run_of_a_live_node_cannot_be_taken_nor_can_a_closed_one_or_none(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1, owner=node), start(2, status=RunStatus.COMPLETED)])
+
+    assert await store.take(other, run_id(1)) is None
+    assert await store.take(node, run_id(1)) is None
+    assert await store.take(other, run_id(2)) is None
+    assert await store.take(other, run_id(3)) is None
+    assert (await row(store, 1)).owner == node
+
+
+async def test_a_dead_node_takes_nothing(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1)])
+    await store.declare_dead(node)
+
+    assert await store.take(node, run_id(1)) is None
+    assert (await row(store, 1)).owner is None
+    assert (await row(store, 1)).claims == 0
+
+
+async def test_a_run_that_mail_has_woken_is_claimed_by_nobody_after_it_was_taken(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1, wake_at_us=None)])
+    await store.send([mail(1, "m")])
+    assert await store.take(node, run_id(1)) is not None
+
+    assert await store.claim(claim(other)) == []
+    await store.declare_dead(node)
+    (got,) = await store.claim(claim(other, suspect=True))
+    assert got.run.owner == other

@@ -159,7 +159,7 @@ async def test_every_kind_of_answer_in_one_batch(store: Store) -> None:
             turn(0, A, 2, add_tasks=[task()]),
             turn(1, B, 2, add_tasks=[task()]),
             turn(2, A, 2, status=RunStatus.COMPLETED),
-            start(9, workflow_id="order-3"),
+            start(9, workflow_id="order-0"),
             turn(3, A, 2, status=RunStatus.FAILED),
             start(10, workflow_id="order-10"),
             release(4, A, 2),

@@ -9,8 +9,8 @@ import pytest
 from outlast.model.errors import StoreUnavailable
 from outlast.model.ids import NodeId
 from outlast.store.api import NodeRow, RunStatus, Store
-from store.building import mail, row, start, task, task_claim, turn
-from store.conftest import Database
+from store.building import claim, mail, row, start, task, task_claim, turn, until
+from store.conftest import TELLING, Database
 
 
 async def test_ids_of_nodes_only_grow(database: Database) -> None:
@@ -64,12 +64,17 @@ async def test_the_dead_are_shown_while_something_is_left_of_them(store: Store) 
     assert [each for each, _ in await shown()][:1] == [live]
 
 
+@TELLING
 async def test_a_store_that_is_closed_has_gone_with_its_nodes(database: Database) -> None:
     store, other = await database.connect(), await database.connect()
     mine, its = await store.join("mine"), await other.join("its")
 
     await other.close()
 
+    async def is_seen() -> bool:  # soon, not at once: a session that was cut may come back
+        return any(each.gone for each in await store.nodes())
+
+    await until(is_seen)
     assert [(each.node_id, each.alive, each.gone) for each in await store.nodes()] == [
         (mine, True, False),
         (its, True, True),
@@ -85,8 +90,10 @@ async def test_stores_on_the_same_data_see_each_other(database: Database) -> Non
     assert [each.message_id for each in await store.mail_of(NodeId(1), 10)] == ["m"]
 
 
+@TELLING
 async def test_a_store_hears_that_another_one_has_written(database: Database) -> None:
     store, other = await database.connect(), await database.connect()
+    await store.claim(claim(await store.join("n")))  # a store is told of what it has shown an interest in
     heard = asyncio.Event()
     store.on_change(heard.set)
 

@@ -14,8 +14,10 @@ import pytest
 
 from outlast.model.errors import DatabaseTooNew, InvalidArgument, NotADatabase, StoreUnavailable
 from outlast.model.ids import NodeId
-from outlast.store import migrate
+from outlast.store import migrate as schema
+from outlast.store import sqlite_migrate as migrate
 from outlast.store.api import Answer, Store
+from outlast.store.migrate import Migration
 from outlast.store.sqlite import SqliteStore
 from store.building import commit_one, mail, run_id, start, turn
 
@@ -115,7 +117,7 @@ def test_a_newer_schema_is_refused_and_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "outlast.db"
     asyncio.run(_create(path))
     with closing(sqlite3.connect(path)) as db:
-        db.execute("INSERT INTO schema_version VALUES (99)")
+        db.execute("INSERT INTO schema_version VALUES (99, 98)")
         db.commit()
     before = contents(tmp_path)
 
@@ -123,6 +125,23 @@ def test_a_newer_schema_is_refused_and_not_touched(tmp_path: Path) -> None:
         asyncio.run(opened(path))
 
     assert contents(tmp_path) == before
+
+
+async def test_a_newer_schema_that_this_release_may_use_is_used(tmp_path: Path) -> None:
+    """As while the processes on one file are upgraded one by one."""
+    path = tmp_path / "outlast.db"
+    await _create(path)
+    newest = schema.newest("sqlite")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("INSERT INTO schema_version VALUES (?, ?)", (newest + 1, newest))
+        db.commit()
+
+    store = await opened(path)
+    assert await commit_one(store, start(1)) is Answer.COMMITTED
+    await store.close()
+
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT max(version) FROM schema_version").fetchone() == (newest + 1,)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
@@ -287,10 +306,10 @@ def test_no_index_of_runs_or_nodes_has_a_column_that_every_commit_changes() -> N
 
 def test_a_migration_that_fails_leaves_the_version_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(_new_database()) as db:
-        good = "CREATE TABLE extra (a);\n"
-        monkeypatch.setattr(
-            migrate, "migrations", lambda: ("", good, "CREATE TABLE more (a);\nCREATE TABLE extra (a);\n")
-        )
+        good, bad = "CREATE TABLE extra (a);\n", "CREATE TABLE more (a);\nCREATE TABLE extra (a);\n"
+        ours = [Migration(version, 1, script) for version, script in enumerate(["", good, bad], 1)]
+        for module in (migrate, schema):
+            monkeypatch.setattr(module, "migrations", lambda kind: ours)
 
         with pytest.raises(sqlite3.OperationalError, match="extra"):
             migrate.migrate(db, "test")

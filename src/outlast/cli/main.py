@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("outlast.cli.listing", "List runs, newest first."),
     "show": ("outlast.cli.showing", "Show a run and its history, to be read."),
     "history": ("outlast.cli.showing", "Print the history of a run as it is recorded."),
+    "migrate": ("outlast.cli.migrating", "Bring a database to the schema of this release."),
     "demo": ("outlast.cli.demo", "Kill a process in the middle of an order, and see the order arrive."),
 }
 """Name -> where the command is (in an object named `<name>_command`), and its line in `outlast --help`."""

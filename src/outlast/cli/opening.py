@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from outlast.model.errors import RunNotFound
 from outlast.model.ids import DEFAULT_NAMESPACE, RunId, WorkflowId
-from outlast.runtime.ports import SystemClock, SystemEntropy
+from outlast.runtime.clock import clock_of
+from outlast.runtime.ports import SystemEntropy
 from outlast.runtime.service import Service
 from outlast.sdk.url import default_url, open_store
 from outlast.store.api import RunFilter, RunRow
@@ -26,11 +27,13 @@ async def opened(url: str | None) -> AsyncGenerator[Service, None]:
     """A database that exists. Raises NotADatabase if there is none."""
     store = open_store(url, create=False)
     await store.open()
-    service = Service(store, SystemClock(), SystemEntropy(), DEFAULT_NAMESPACE)
     try:
-        yield service
+        service = Service(store, await clock_of(store), SystemEntropy(), DEFAULT_NAMESPACE)
+        try:
+            yield service
+        finally:
+            await service.close()
     finally:
-        await service.close()
         await store.close()
 
 

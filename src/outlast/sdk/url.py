@@ -1,4 +1,5 @@
-"""Database URLs: `sqlite:///orders.db` (relative), `sqlite:////var/lib/orders.db` (absolute)."""
+"""Database URLs: `sqlite:///orders.db` (relative), `sqlite:////var/lib/orders.db` (absolute), and
+`postgresql://role:password@host:5432/database`, with everything that PostgreSQL's own tools allow in such a URL."""
 
 from __future__ import annotations
 
@@ -29,11 +30,24 @@ def open_store(url: str | None = None, *, create: bool = True) -> Store:
     if parts.scheme == "sqlite":
         return _sqlite(url, unquote(parts.path), dict(parse_qsl(parts.query)), parts.netloc, create)
     if parts.scheme in ("postgres", "postgresql"):
-        raise InvalidArgument(f"{url!r}: PostgreSQL is not supported by this release; use a sqlite:/// URL")
+        return _postgres(url, create)
     raise InvalidArgument(
         f"{url!r} is not a database URL. Write sqlite:///orders.db for a file in the current folder, "
-        "sqlite:////var/lib/orders.db (four slashes) for an absolute path."
+        "sqlite:////var/lib/orders.db (four slashes) for an absolute path, "
+        "postgresql://role:password@host/database for PostgreSQL."
     )
+
+
+def _postgres(url: str, create: bool) -> Store:
+    try:
+        import asyncpg  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise InvalidArgument(
+            "PostgreSQL needs the driver asyncpg, which is not installed: pip install 'outlast[postgres]'"
+        ) from error
+    from outlast.store.postgres import PostgresStore
+
+    return PostgresStore(url, create=create)
 
 
 def _sqlite(url: str, path: str, options: dict[str, str], host: str, create: bool) -> Store:

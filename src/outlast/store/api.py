@@ -228,6 +228,10 @@ class Claim(Struct, frozen=True, gc=False):
     limit: int
     parked: bool = False
     """Also take runs that wait only because their last turn failed (`error` is set), whether due or not."""
+    suspect: bool = False
+    """False: leave out *suspects*, which are runs of dead nodes that had claimed them and committed nothing since
+    (`claims` > 0): perhaps it is they that kill whoever loads them. True: take one suspect, and nothing else: the one
+    with the fewest claims, among those the most urgent. So no other run can share the fate of the one that kills."""
 
 
 class Claimed(Struct, frozen=True, gc=False):
@@ -275,6 +279,7 @@ class RunFilter(Struct, frozen=True, gc=False):
     workflow_id: WorkflowId | None = None
     workflow: str | None = None
     status: RunStatus | None = None
+    owner: NodeId | None = None
     limit: int = 100
     before: RunId | None = None
     """Only runs that started before this one (for paging)."""
@@ -342,7 +347,15 @@ class Store(Protocol):
 
         A run is due since `wake_at_us`, or since its oldest mail if that is earlier; one of a dead node since the
         `wake_at_us` it had (0 if none); a parked one that is not due, since now. A node that has been declared dead
-        gets nothing.
+        gets nothing. Suspects are claimed one at a time (see `Claim.suspect`).
+        """
+        ...
+
+    async def take(self, node: NodeId, run_id: RunId) -> Claimed | None:
+        """Become the owner of this run, whether it is due or not, parked or suspect, and whatever its workflow.
+
+        None, and nothing is written, if it is not open, has an owner that is alive, or if the node has been declared
+        dead. The caller must be able to read the run's format.
         """
         ...
 

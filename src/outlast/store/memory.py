@@ -223,22 +223,34 @@ def _due_since(data: Data, run: RunRow, claim: Claim) -> int | None:
 
 
 def _claim(data: Data, claim: Claim) -> Iterator[Claimed]:
-    free: list[tuple[int, int, RunId]] = []
+    free: list[tuple[int, int, int, RunId]] = []
     for run in data.runs.values():
         due_us = _due_since(data, run, claim)
+        is_suspect = run.owner is not None and run.claims > 0
         if (
             due_us is not None
+            and is_suspect == claim.suspect
             and run.status is RunStatus.OPEN
             and run.namespace == claim.namespace
             and run.queue in claim.queues
             and run.workflow in claim.workflows
             and run.format <= claim.max_format
         ):
-            free.append((-run.priority, due_us, run.run_id))
-    for _, _, run_id in sorted(free)[: claim.limit]:
+            free.append((run.claims if is_suspect else 0, -run.priority, due_us, run.run_id))
+    for _, _, _, run_id in sorted(free)[: min(claim.limit, 1) if claim.suspect else claim.limit]:
         run = data.runs[run_id]
         data.runs[run_id] = replace(run, owner=claim.node, claims=run.claims + 1)
         yield Claimed(data.runs[run_id], lost=run.owner is not None)
+
+
+def _take(data: Data, node: NodeId, run_id: RunId) -> Claimed | None:
+    run = data.runs.get(run_id)
+    if run is None or run.status is not RunStatus.OPEN or not data.is_alive(node):
+        return None
+    if run.owner is not None and data.is_alive(run.owner):
+        return None
+    data.runs[run_id] = replace(run, owner=node, claims=run.claims + 1)
+    return Claimed(data.runs[run_id], lost=run.owner is not None)
 
 
 def _claim_tasks(data: Data, claim: TaskClaim) -> Iterator[Task]:
@@ -363,8 +375,14 @@ class MemoryStore:
         return [_commit(data, commit) for commit in batch]
 
     async def claim(self, claim: Claim) -> list[Claimed]:
-        data = self._writing()
-        return list(_claim(data, claim)) if data.is_alive(claim.node) else []
+        data = self._reading()
+        claimed = list(_claim(data, claim)) if data.is_alive(claim.node) else []
+        if claimed:
+            self._writing()  # or two nodes that find nothing would hint each other for ever
+        return claimed
+
+    async def take(self, node: NodeId, run_id: RunId) -> Claimed | None:
+        return _take(self._writing(), node, run_id)
 
     async def mail_of(self, node: NodeId, limit: int) -> list[Mail]:
         data = self._reading()
@@ -381,8 +399,11 @@ class MemoryStore:
         return [_send(data, each, self._mailbox_limit) for each in mail]
 
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
-        data = self._writing()
-        return list(_claim_tasks(data, claim)) if data.is_alive(claim.node) else []
+        data = self._reading()
+        tasks = list(_claim_tasks(data, claim)) if data.is_alive(claim.node) else []
+        if tasks:
+            self._writing()
+        return tasks
 
     async def deliver(self, node: NodeId, task: Task, mail: NewMail) -> bool:
         check_delivery(task, mail)
@@ -425,6 +446,7 @@ class MemoryStore:
             and wanted.workflow_id in (None, run.workflow_id)
             and wanted.workflow in (None, run.workflow)
             and wanted.status in (None, run.status)
+            and wanted.owner in (None, run.owner)
             and (wanted.before is None or run.run_id < wanted.before)
         ]
         return sorted(found, key=lambda run: run.run_id, reverse=True)[: wanted.limit]

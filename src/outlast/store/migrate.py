@@ -1,102 +1,83 @@
-"""The schema of a SQLite file: what it is, and how an older one becomes the newest.
+"""Schemas have numbers: how an older one becomes the newest, and which releases may use a newer one.
 
 Theory of operation
 ===================
-`migrations/NNNN_*.sql` are numbered from 1 without gaps; number N takes a file from version N-1 to N, in one
-transaction together with the row in `schema_version`, so that a crash leaves either version and never a mixture.
-They are never edited once released. Several processes may open a new file at once: the write lock decides who
-migrates, the others find it done.
+`migrations/<kind>/NNNN_*.sql` are numbered from 1 without gaps; number N takes a database from version N-1 to N, in one
+transaction together with its row in `schema_version`, so that a crash leaves either version and never a mixture. They
+are never edited once released. Several processes may open a new database at once: a lock decides who migrates, the
+others find it done. How that is done on each kind: `sqlite_migrate.py`, `postgres_migrate.py`.
 
-What is ours carries our application id in its header. The id is set by the first migration.
+*Rolling upgrades.* While the nodes of a cluster are upgraded one by one, the first new one migrates, and those of the
+release before must be able to go on, and to start again. So each migration says in its first line which is the oldest
+version whose releases may use the database after it: `-- usable from: N`. It is kept in the database, because an old
+release cannot know it otherwise. A migration that only adds tables, functions, or columns that may be left out, keeps
+the number of the migration before it; one that takes away or changes what the release before uses, raises it.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import re
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Literal, TypeAlias
 
-from outlast.model.errors import DatabaseTooNew, NotADatabase
+from outlast.model.errors import DatabaseTooNew
 
-APPLICATION_ID = 0x4F55544C
-"""'OUTL', in the header of every file of ours."""
+Kind: TypeAlias = Literal["sqlite", "postgres"]
+
+_FIRST_LINE = re.compile(r"-- usable from: (\d+)\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    version: int
+    """That it leads to."""
+    usable_from: int
+    """The oldest version whose releases may use the database after it."""
+    script: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What migrating a database would do."""
+
+    version: int
+    """That it has; 0 if it has none of ours, or does not exist."""
+    newest: int
+    """That it would have."""
+    sql: str
+    """What would be executed, as a script for the database's own shell; "" if there is nothing to do."""
 
 
 @cache
-def migrations() -> tuple[str, ...]:
-    """The text of each migration, in order."""
-    scripts = sorted(
-        (entry for entry in files("outlast.store").joinpath("migrations").iterdir() if entry.name.endswith(".sql")),
-        key=lambda entry: entry.name,
-    )
+def migrations(kind: Kind) -> tuple[Migration, ...]:
+    """In order."""
+    folder = files("outlast.store").joinpath("migrations", kind)
+    scripts = sorted((each for each in folder.iterdir() if each.name.endswith(".sql")), key=lambda each: each.name)
     assert [int(script.name[:4]) for script in scripts] == list(range(1, len(scripts) + 1)), "a gap in the migrations"
-    return tuple(script.read_text(encoding="utf-8") for script in scripts)
+    return tuple(_parse(number, each.read_text(encoding="utf-8")) for number, each in enumerate(scripts, 1))
 
 
-def check(db: sqlite3.Connection, path: str) -> int:
-    """The schema version, 0 for an empty file. Changes nothing. Raises NotADatabase, DatabaseTooNew."""
-    if db.in_transaction:
-        return _check(db, path)
-    db.execute("BEGIN")  # one state for all questions: another process may be migrating
-    try:
-        return _check(db, path)
-    finally:
-        db.execute("ROLLBACK")
+def _parse(version: int, script: str) -> Migration:
+    first_line = _FIRST_LINE.match(script)
+    assert first_line, f"migration {version} does not begin with '-- usable from: N'"
+    usable_from = int(first_line[1])
+    assert 1 <= usable_from <= version, f"migration {version} says that it is usable from {usable_from}"
+    return Migration(version, usable_from, script)
 
 
-def _check(db: sqlite3.Connection, path: str) -> int:
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application_id == 0 and tables == 0:
-        return 0
-    if application_id != APPLICATION_ID:
-        raise NotADatabase(
-            f"{path} is a SQLite database of another program (application id {application_id:#x}, {tables} tables, "
-            f"indexes and views). It was not changed. Give the path of an Outlast database, or of a new file."
-        )
-    (version,) = db.execute("SELECT max(version) FROM schema_version").fetchone()
-    newest = len(migrations())
-    if version > newest:
+def newest(kind: Kind) -> int:
+    """The version that this release makes."""
+    return len(migrations(kind))
+
+
+def check_usable(kind: Kind, version: int, usable_from: int, where: str) -> None:
+    """Raises DatabaseTooNew unless this release may use a database with this version and marker."""
+    ours = newest(kind)
+    if version > ours and usable_from > ours:
         raise DatabaseTooNew(
-            f"{path} has schema version {version}, written by a newer release of Outlast; this release knows versions "
-            f"up to {newest}. It was not changed. Upgrade Outlast in every process that uses this file."
+            f"{where} has schema version {version}, written by a newer release of Outlast, and only releases that know "
+            f"version {usable_from} can use it; this release knows versions up to {ours}. It was not changed. Upgrade "
+            "Outlast in every process that uses it."
         )
-    return int(version)
-
-
-def migrate(db: sqlite3.Connection, path: str) -> None:
-    """Bring the file to the newest version. `db` must be in autocommit mode, with no transaction open."""
-    assert db.isolation_level is None
-    while check(db, path) < len(migrations()):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            # Looked at again, now under the write lock.
-            version = check(db, path)
-            if version < len(migrations()):
-                _apply(db, version + 1)
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-
-
-def _apply(db: sqlite3.Connection, version: int) -> None:
-    if version == 1:
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute("CREATE TABLE schema_version (version INTEGER NOT NULL PRIMARY KEY)")
-    for statement in _statements(migrations()[version - 1]):
-        db.execute(statement)
-    db.execute("INSERT INTO schema_version (version) VALUES (?)", (version,))
-
-
-def _statements(script: str) -> list[str]:
-    """Split a script. Not `executescript`: that commits an open transaction first."""
-    statements: list[str] = []
-    rest = ""
-    for line in script.splitlines(keepends=True):
-        rest += line
-        if line.rstrip().endswith(";") and sqlite3.complete_statement(rest):
-            statements.append(rest)
-            rest = ""
-    assert not rest.strip() or rest.lstrip().startswith("--"), "the last statement of a migration lacks its semicolon"
-    return statements

@@ -193,6 +193,9 @@ class SqliteStore:
     async def claim(self, claim: Claim) -> list[Claimed]:
         return await self._call(lambda writer: writer.claim(claim))
 
+    async def take(self, node: NodeId, run_id: RunId) -> Claimed | None:
+        return await self._call(lambda writer: writer.take(node, run_id))
+
     async def mail_of(self, node: NodeId, limit: int) -> list[Mail]:
         return await self._read(lambda reader: reader.mail_of(node, limit))
 

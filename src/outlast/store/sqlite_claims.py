@@ -1,7 +1,7 @@
 """Claims of runs and tasks on SQLite, inside a transaction that the caller has begun.
 
 Runs are free in several ways (due, with mail, lost by a dead node, parked). For each way one statement finds the
-best candidates; here they are merged, and the best of all are taken.
+best candidates; here they are merged, and the best of all are taken. A suspect is claimed by a statement of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ def claim_runs(db: sqlite3.Connection, claim: Claim) -> list[Claimed]:
     chosen = _best(_candidates(db, claim), claim.limit)
     if not chosen:
         return []
-    taken: dict[str, Value] = {"node": claim.node, "run_ids": as_json(list(chosen))}
+    return _take_all(db, claim.node, chosen)
+
+
+def take_run(db: sqlite3.Connection, node: NodeId, run_id: RunId) -> Claimed | None:
+    found = db.execute(sql.FREE_RUN, (run_id,)).fetchone() if _is_alive(db, node) else None
+    return None if found is None else _take_all(db, node, {run_id: found[0]})[0]
+
+
+def _take_all(db: sqlite3.Connection, node: NodeId, chosen: dict[RunId, NodeId | None]) -> list[Claimed]:
+    """`chosen` tells the owner until now of each run."""
+    taken: dict[str, Value] = {"node": node, "run_ids": as_json(list(chosen))}
     db.execute(sql.TAKE_RUNS, taken)
     db.execute(sql.TAKE_MAIL, taken)
     db.execute(sql.FORGET_WOKEN, taken)
@@ -38,9 +48,12 @@ def _candidates(db: sqlite3.Connection, claim: Claim) -> list[Candidate]:
         "now_us": claim.now_us,
         "limit": claim.limit,
     }
-    ways = [sql.LOST_RUNS, sql.DUE_RUNS, sql.WOKEN_RUNS]
-    if claim.parked:
-        ways.append(sql.PARKED_RUNS)
+    if claim.suspect:
+        ways = [sql.SUSPECT_RUN]
+    else:
+        ways = [sql.LOST_RUNS, sql.DUE_RUNS, sql.WOKEN_RUNS]
+        if claim.parked:
+            ways.append(sql.PARKED_RUNS)
     found: list[Candidate] = []
     for way in ways:
         (text,) = db.execute(way, wanted).fetchone()

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from outlast.model.errors import InvalidArgument, NotADatabase, StoreUnavailable
-from outlast.store import migrate
+from outlast.store import sqlite_migrate as migrate
+from outlast.store.migrate import Plan
 from outlast.store.sqlite_errors import translated
 
 OLDEST_SQLITE = (3, 35, 0)
@@ -62,13 +63,26 @@ def check_path(path: str, *, create: bool) -> None:
 
 
 def _look_inside(path: str) -> None:
+    """Again while another process writes its log back into the file: what is read meanwhile may not fit together."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            _look_once(path)
+            return
+        except sqlite3.DatabaseError as error:
+            torn = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
+            in_use = os.path.exists(os.path.realpath(path) + "-wal")
+            if not (torn and in_use) or time.monotonic() > deadline:
+                raise _not_sqlite(path, error) from error
+            time.sleep(0.005)
+
+
+def _look_once(path: str) -> None:
     db = sqlite3.connect(f"{_uri(path)}?mode=ro&immutable=1", uri=True, isolation_level=None)
     try:
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
         if application_id != migrate.APPLICATION_ID:
             migrate.check(db, path)
-    except sqlite3.DatabaseError as error:
-        raise _not_sqlite(path, error) from error
     finally:
         db.close()
 
@@ -136,6 +150,12 @@ def open_database(path: str, *, create: bool, synchronous: str) -> sqlite3.Conne
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
             raise _not_sqlite(path, error) from error
         raise translated(error, path) from error
+
+
+def plan(path: str) -> Plan:
+    """What opening the file would do to its schema. Changes nothing. Raises NotADatabase, DatabaseTooNew."""
+    check_path(path, create=True)
+    return migrate.plan(path)
 
 
 def _not_sqlite(path: str, reason: object) -> NotADatabase:

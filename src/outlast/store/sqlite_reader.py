@@ -56,6 +56,8 @@ class SqliteReader:
             conditions.append(sql.FILTER_WORKFLOW)
         if wanted.status is not None:
             conditions.append(sql.FILTER_OPEN if wanted.status is RunStatus.OPEN else sql.FILTER_CLOSED_AS)
+        if wanted.owner is not None:
+            conditions.append(sql.FILTER_OWNER)
         if wanted.before is not None:
             conditions.append(sql.FILTER_BEFORE)
         values: dict[str, Value] = {
@@ -63,6 +65,7 @@ class SqliteReader:
             "workflow_id": wanted.workflow_id,
             "workflow": wanted.workflow,
             "status": None if wanted.status is None else wanted.status.value,
+            "owner": wanted.owner,
             "before": wanted.before,
             "limit": wanted.limit,
         }

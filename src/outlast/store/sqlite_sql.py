@@ -1,4 +1,4 @@
-"""Every SQL statement of the SQLite store, with what it is for. Tables: `migrations/0001_first.sql`.
+"""Every SQL statement of the SQLite store, with what it is for. Tables: `migrations/sqlite/0001_first.sql`.
 
 Theory of operation
 ===================
@@ -273,6 +273,7 @@ _DEAD_OWNERS = """
         SELECT owner FROM owners WHERE owner IS NOT NULL EXCEPT SELECT node_id FROM nodes WHERE alive
     )"""
 
+# Those that were claimed and came to nothing since are suspects, and not among them.
 LOST_RUNS = _gathered(
     _CANDIDATE,
     f"""
@@ -283,9 +284,25 @@ SELECT runs.run_id, runs.priority, coalesce(runs.wake_at_us, 0) AS due_us, runs.
         SELECT run.run_id FROM runs AS run
          WHERE run.status = 'open' AND run.owner = dead.owner AND run.namespace = :namespace
            AND run.queue = hosted.queue AND run.workflow = hosted.workflow AND run.format <= :max_format
+           AND run.claims = 0
          ORDER BY run.priority DESC, run.wake_at_us, run.run_id LIMIT :limit)
  ORDER BY runs.priority DESC, due_us, runs.run_id
  LIMIT :limit
+""",
+)
+
+# Few: what a dead node was just loading. All of them are looked at, to find the one with the fewest claims.
+SUSPECT_RUN = _gathered(
+    _CANDIDATE,
+    f"""
+WITH RECURSIVE {_HOSTED}, {_DEAD_OWNERS}
+SELECT runs.run_id, runs.priority, coalesce(runs.wake_at_us, 0) AS due_us, runs.owner
+  FROM dead CROSS JOIN hosted CROSS JOIN runs
+    ON runs.status = 'open' AND runs.owner = dead.owner AND runs.namespace = :namespace
+   AND runs.queue = hosted.queue AND runs.workflow = hosted.workflow AND runs.format <= :max_format
+ WHERE runs.claims > 0
+ ORDER BY runs.claims, runs.priority DESC, due_us, runs.run_id
+ LIMIT min(:limit, 1)
 """,
 )
 
@@ -354,6 +371,12 @@ SELECT runs.run_id, runs.priority, :now_us AS due_us, runs.owner
 
 TAKE_RUNS = """
 UPDATE runs SET owner = :node, claims = claims + 1 WHERE run_id IN (SELECT value FROM json_each(:run_ids))
+"""
+
+# One run, whether it is due or not: its owner until now, if that is not alive.
+FREE_RUN = """
+SELECT owner FROM runs
+ WHERE run_id = ? AND status = 'open' AND (owner IS NULL OR owner NOT IN (SELECT node_id FROM nodes WHERE alive))
 """
 
 # Mail is stamped with the owner of its run.
@@ -477,6 +500,7 @@ FILTER_WORKFLOW_ID = "workflow_id = :workflow_id"
 FILTER_WORKFLOW = "workflow = :workflow"
 FILTER_OPEN = "status = 'open'"
 FILTER_CLOSED_AS = "status <> 'open' AND status = :status"
+FILTER_OWNER = "owner = :owner"
 FILTER_BEFORE = "run_id < :before"
 
 

@@ -27,12 +27,12 @@ from typing import TypeAlias, TypeVar
 from msgspec import Struct
 
 from outlast.model.errors import Busy, CommitUnknown, OutlastError, StoreUnavailable
-from outlast.model.ids import NodeId
+from outlast.model.ids import NodeId, RunId
 from outlast.store import sqlite_sql as sql
 from outlast.store.api import MAILBOX_LIMIT, Answer, Claim, Claimed, Commit, NewMail, Sent, Task, TaskClaim
 from outlast.store.contract import check_batch, check_delivery
 from outlast.store.liveness import LockFile
-from outlast.store.sqlite_claims import claim_runs, claim_tasks
+from outlast.store.sqlite_claims import claim_runs, claim_tasks, take_run
 from outlast.store.sqlite_errors import translated
 from outlast.store.sqlite_open import BUSY_TIMEOUT_S
 from outlast.store.sqlite_rows import NO_MAIL, NO_TURN, Row, mail_row, turn_row
@@ -245,6 +245,9 @@ class SqliteWriter:
 
     def claim(self, claim: Claim) -> list[Claimed]:
         return claim_runs(self._db, claim)
+
+    def take(self, node: NodeId, run_id: RunId) -> Claimed | None:
+        return take_run(self._db, node, run_id)
 
     def claim_tasks(self, claim: TaskClaim) -> list[Task]:
         return claim_tasks(self._db, claim)

@@ -1,3 +1,4 @@
+-- usable from: 1
 -- The first schema. What is read or written where: store/sqlite_sql.py. Times are microseconds since 1970 (UTC).
 
 -- One row per run, narrow: it is rewritten with every commit. That commit changes next_event, turn_id and claims,

@@ -1,0 +1,314 @@
+"""What becomes of a store on PostgreSQL when connections break, servers restart, and locks are not to be had."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+import postgres
+from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
+from outlast.model.ids import NodeId
+from outlast.store import postgres_connection
+from outlast.store.api import Answer, RunStatus, Sent
+from outlast.store.postgres import PostgresStore
+from store.building import claim, commit_one, mail, marks, row, run_id, start, task, turn, until
+from store.staging import Stage, Wire, end, staged
+from store.staging import claim as claim_over
+from store.staging import commit as commit_over
+from store.staging import send as send_over
+
+A = NodeId(1_000)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    url = postgres.require(postgres.fresh_database)
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+async def stage(url: str) -> AsyncIterator[Stage]:
+    async with staged(url) as stage:
+        yield stage
+
+
+@pytest.fixture
+async def wire(url: str) -> AsyncIterator[Wire]:
+    async with Wire(url) as wire:
+        yield wire
+
+
+# --- a commit of which nobody knows ---------------------------------------------------------------------------------
+
+
+async def test_a_commit_whose_answer_is_lost_is_told_as_unknown_and_found_by_its_turn(stage: Stage, wire: Wire) -> None:
+    store = await stage.store(wire.url)
+    await store.commit([start(1, owner=A)])
+    await store.commit([turn(1, A, 2, turn_id=1)])  # from here on the statement is one message
+    wire.deaf = True
+
+    writing = stage.begin(store.commit([turn(1, A, 3, turn_id=7)]))
+    await wire.swallowed.wait()
+    wire.hang_up()
+
+    with pytest.raises(CommitUnknown, match="Perhaps it was written, perhaps not"):
+        await writing
+    assert (await row(store, 1)).turn_id == 7
+    assert await commit_one(store, turn(1, A, 3, turn_id=7)) is Answer.FENCED
+    assert await marks(store, 1) == [(1, 1, None), (2, 1, 1), (3, 1, 7)]
+
+
+async def test_a_commit_that_was_cut_off_before_it_was_done_is_unknown_and_can_be_made_again(stage: Stage) -> None:
+    store = await stage.store()
+    await store.commit([start(1, owner=A)])
+    holder = await stage.transaction()
+    await holder.execute("SELECT 1 FROM outlast.runs FOR UPDATE")
+    writing = await stage.waits(store.commit([turn(1, A, 2, turn_id=7)]))
+
+    await holder.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    )
+
+    with pytest.raises(CommitUnknown):
+        await writing
+    await end(holder)
+    assert (await row(store, 1)).turn_id is None
+    assert await commit_one(store, turn(1, A, 2, turn_id=7)) is Answer.COMMITTED
+
+
+async def test_a_commit_that_lands_late_is_found_by_making_it_again(stage: Stage, wire: Wire) -> None:
+    """The connection is gone, and the server still at work: what is read now is not the last word."""
+    store = await stage.store(wire.url)
+    await store.commit([start(1, owner=A)])
+    holder = await stage.transaction()
+    await holder.execute("SELECT 1 FROM outlast.runs FOR UPDATE")
+    writing = await stage.waits(store.commit([turn(1, A, 2, turn_id=7)]))
+
+    wire.hang_up()
+    with pytest.raises(CommitUnknown):
+        await writing
+    assert (await row(store, 1)).turn_id is None, "not written yet"
+    again = stage.begin(store.commit([turn(1, A, 2, turn_id=7)]))
+
+    async def both_wait() -> bool:
+        return await stage.blocked() == 2
+
+    await until(both_wait)
+    await end(holder)
+
+    assert await again == [Answer.FENCED]
+    assert (await row(store, 1)).turn_id == 7
+    assert await marks(store, 1) == [(1, 1, None), (2, 1, 7)]
+
+
+async def test_reading_when_the_connection_breaks_says_that_nothing_was_written(stage: Stage, wire: Wire) -> None:
+    store = await stage.store(wire.url)
+    await store.commit([start(1)])
+    await row(store, 1)
+    wire.deaf = True
+
+    reading = stage.begin(store.run(run_id(1)))
+    await wire.swallowed.wait()
+    wire.hang_up()
+
+    with pytest.raises(StoreUnavailable, match="Nothing was written"):
+        await reading
+    assert (await row(store, 1)).next_event == 2
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deadlock_means_that_nothing_was_written(url: str, stage: Stage) -> None:
+    other = await stage.transaction()
+    await other.execute("SET LOCAL deadlock_timeout = '1min'")  # so that it is the store that is given up
+    store = await stage.store()
+    await store.commit([start(1, owner=A), start(2, owner=A)])
+    # The store takes the runs in order: it has the first, and waits for the second.
+    await other.execute("SELECT 1 FROM outlast.runs WHERE run_id = $1 FOR UPDATE", run_id(2))
+    writing = await stage.waits(store.commit([turn(1, A, 2), turn(2, A, 2)]))
+
+    await other.execute("SELECT 1 FROM outlast.runs WHERE run_id = $1 FOR UPDATE", run_id(1))
+
+    with pytest.raises(Busy, match=r"deadlock detected.*Nothing was written; try again"):
+        await writing
+    await end(other)
+    assert [(await row(store, number)).next_event for number in (1, 2)] == [2, 2]
+    assert await store.commit([turn(1, A, 2), turn(2, A, 2)]) == [Answer.COMMITTED] * 2
+
+
+async def test_a_lock_that_is_not_to_be_had_means_that_nothing_was_written(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert postgres_connection.SETTINGS["lock_timeout"] == "5s"
+    monkeypatch.setattr(postgres_connection, "_SET", postgres_connection._SET + "; SET lock_timeout = '50ms'")
+    store = await stage.store()
+    await store.commit([start(1, owner=A)])
+    holder = await stage.transaction()
+    await holder.execute("SELECT 1 FROM outlast.runs FOR UPDATE")
+
+    with pytest.raises(Busy, match="Nothing was written; try again"):
+        await store.commit([turn(1, A, 2)])
+    with pytest.raises(Busy, match="Nothing was written; try again"):
+        await store.send([mail(1, "m")])
+
+    await end(holder)
+    assert await commit_one(store, turn(1, A, 2)) is Answer.COMMITTED
+    assert await store.send([mail(1, "m")]) == [Sent.ACCEPTED]
+    assert len(await store.mail_of(A, 10)) == 1
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_survives_that_all_its_connections_are_cut(url: str, stage: Stage) -> None:
+    store = await stage.store()
+    await store.commit([start(1, owner=A)])
+
+    assert len(await postgres.terminate_backends(url)) >= 2
+
+    await until(lambda: _writes(store))
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_what_was_acknowledged_is_there_after_a_restart_of_the_server(
+    url: str, stage: Stage, crash: bool
+) -> None:
+    store = await stage.store()
+    await store.commit([start(1, owner=A)])
+    await store.commit([turn(1, A, 2)])
+    await store.send([mail(1, "m")])
+
+    async with postgres.down(url, crash=crash):
+        assert not await _writes(store)  # it may find a connection that it does not yet know to be cut
+        with pytest.raises(StoreUnavailable, match="Nothing was written"):
+            await store.commit([turn(1, A, 3)])
+
+    await until(lambda: _writes(store))
+    assert await marks(store, 1) == [(1, 1, None), (2, 1, 1)]
+    assert [each.message_id for each in await store.mail_of(A, 10)] == ["m"]
+
+
+async def _writes(store: PostgresStore) -> bool:
+    try:
+        return await commit_one(store, start(2)) in (Answer.COMMITTED, Answer.ID_IN_USE)
+    except (StoreUnavailable, CommitUnknown):
+        return False
+
+
+# --- who lives ------------------------------------------------------------------------------------------------------
+
+
+async def _gone(store: PostgresStore, node: NodeId) -> bool:
+    [found] = [each for each in await store.nodes() if each.node_id == node]
+    return found.gone
+
+
+async def test_a_restart_of_the_server_makes_nobody_gone(url: str, stage: Stage) -> None:
+    """All sessions end with it: that says nothing of the processes at their other ends."""
+    store, other = await stage.store(), await stage.store()
+    node = await other.join("n")
+    await other.close()
+
+    async def is_gone() -> bool:
+        return await _gone(store, node)
+
+    await until(is_gone)
+    await postgres.restart(url)
+
+    async def works_again() -> bool:
+        try:
+            return bool(await store.nodes())
+        except StoreUnavailable:
+            return False
+
+    await until(works_again)
+    assert not await _gone(store, node)
+
+
+async def test_a_node_whose_session_was_cut_comes_back_before_it_is_believed_gone(url: str, stage: Stage) -> None:
+    store, other = await stage.store(), await stage.store()
+    node = await other.join("n")
+    observer = await stage.connection()
+    of_session = "SELECT backend_pid FROM outlast.nodes WHERE node_id = $1"
+    before = await observer.fetchval(of_session, node)
+    seen: set[bool] = set()
+
+    await observer.execute("SELECT pg_terminate_backend($1, 10000)", before)
+
+    async def has_come_back() -> bool:
+        seen.add(await _gone(store, node))
+        return bool(await observer.fetchval(of_session, node) != before)
+
+    await until(has_come_back)
+    seen.add(await _gone(store, node))
+    assert seen == {False}
+
+
+async def test_a_process_of_the_server_with_the_same_number_is_not_taken_for_the_node_s(stage: Stage) -> None:
+    store = await stage.store()
+    node = await store.join("n")
+    observer = await stage.connection()
+    await observer.execute(
+        "UPDATE outlast.nodes SET backend_pid = pg_backend_pid(), backend_start = backend_start - interval '1 ms'"
+    )
+
+    async def is_gone() -> bool:
+        return await _gone(store, node)
+
+    await until(is_gone)
+
+
+# --- hints ----------------------------------------------------------------------------------------------------------
+
+
+async def test_hints_come_again_after_all_connections_were_cut(url: str, stage: Stage) -> None:
+    store, other = await stage.store(), await stage.store()
+    await store.claim(claim(await store.join("n")))
+    heard = asyncio.Event()
+    store.on_change(heard.set)
+    await postgres.terminate_backends(url)
+    await asyncio.wait_for(heard.wait(), 30)  # that it has missed some
+    heard.clear()
+    number = 0
+
+    async def hears() -> bool:
+        nonlocal number
+        number += 1
+        try:
+            await other.commit([start(number)])
+        except (StoreUnavailable, CommitUnknown):
+            return False
+        return heard.is_set()
+
+    await until(hears)
+
+
+async def _write_everything(stage: Stage) -> None:
+    """In one transaction. PostgreSQL prepares none that has notified: so that it succeeds is the proof."""
+    node = await (await stage.store()).join("n")
+    writer = await stage.transaction()
+    assert await commit_over(writer, [start(1, owner=node), start(2)]) == {}
+    assert await commit_over(writer, [turn(1, node, 2, add_tasks=[task()])]) == {}
+    assert await send_over(writer, mail(1, "m")) == "accepted"
+    assert await claim_over(writer, claim(node)) == [run_id(2)]
+    assert await commit_over(writer, [turn(2, node, 2, status=RunStatus.COMPLETED)]) == {}
+    name = postgres.database_of(stage.url)
+    await writer.execute(f"PREPARE TRANSACTION '{name}'")
+    await writer.execute(f"ROLLBACK PREPARED '{name}'")
+
+
+async def test_no_transaction_that_writes_notifies(stage: Stage) -> None:
+    """All transactions of a server that have notified wait for one lock when they commit."""
+    await _write_everything(stage)
+
+
+async def test_a_transaction_that_notifies_is_found(stage: Stage) -> None:
+    await stage.spoil("send_mail_1", "answer := 'accepted'", "answer := 'accepted'; NOTIFY outlast")
+
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="NOTIFY"):
+        await _write_everything(stage)
