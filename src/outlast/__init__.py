@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         WorkflowTerminated,
     )
     from outlast.model.events import HistoryEvent
-    from outlast.runtime.membership import Limits
+    from outlast.runtime.limits import Limits
     from outlast.sdk.activity_context import ActivityInfo
     from outlast.sdk.blocking import BlockingClient, BlockingHandle, connect_blocking, run
     from outlast.sdk.client import Client, Handle, connect
@@ -111,7 +111,7 @@ _MODULES = {
         "WorkflowFailed WorkflowTerminated"
     ),
     "outlast.model.events": "HistoryEvent",
-    "outlast.runtime.membership": "Limits",
+    "outlast.runtime.limits": "Limits",
     "outlast.sdk.activity_context": "ActivityInfo",
     "outlast.sdk.blocking": "BlockingClient BlockingHandle connect_blocking run",
     "outlast.sdk.client": "Client Handle connect",

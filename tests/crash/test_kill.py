@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,46 +11,16 @@ import pytest
 
 import outlast
 from outlast.model.events import ActivityAttemptLost, ActivityCompleted, WorkflowExecutionCompleted
+from processes import WorkerProcess, lines_of
 
 APP = Path(__file__).with_name("app.py")
 
 
-class App:
-    """A worker process."""
+class App(WorkerProcess):
+    """A worker process of `app.py`."""
 
     def __init__(self, url: str, marks: Path, *, wait: bool = True) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(APP), url, str(marks)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        assert not wait or self._process.stdout.readline() == "ready\n"
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._reap()
-
-    def end(self) -> int:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        return self._reap()
-
-    def _reap(self) -> int:
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-        return self._process.wait(30)
-
-
-def lines_of(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+        super().__init__(APP, url, str(marks), wait=wait)
 
 
 async def killed_again_and_again(folder: Path, runs: int, kills: int, seed: int) -> None:

@@ -5,31 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import app
 import pytest
-from test_kill import App, check_run, lines_of
+from test_kill import App, check_run
 
 import outlast
 from outlast import Handle
 from outlast.engine.invariants import check_history
 from outlast.model.events import ActivityAttemptLost
-
-PATIENCE_S = 60.0
-"""Far beyond what any of this takes: a test that runs into it has found a run that is stranded."""
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-async def results_of(handles: list[Handle[Any]]) -> list[Any]:
-    return await asyncio.wait_for(asyncio.gather(*(handle.result() for handle in handles)), PATIENCE_S)
+from processes import PATIENCE_S, Supervised, lines_of, results_of, until
 
 
 async def losses_of(handle: Handle[Any]) -> list[tuple[int, str]]:
@@ -38,31 +25,8 @@ async def losses_of(handle: Handle[Any]) -> list[tuple[int, str]]:
     return [(each.at_us, each.event.reason) for each in history if isinstance(each.event, ActivityAttemptLost)]
 
 
-class Supervised:
-    """A worker process that is started again whenever it has died."""
-
-    def __init__(self, url: str, marks: Path) -> None:
-        self._start = lambda: App(url, marks, wait=False)  # it may be dead before it is ready
-        self.deaths = 0
-        self._task = asyncio.ensure_future(self._supervise())
-
-    async def _supervise(self) -> None:
-        worker = await asyncio.to_thread(self._start)
-        try:
-            while True:
-                while worker.is_alive():
-                    await asyncio.sleep(0.005)
-                worker.kill()
-                self.deaths += 1
-                worker = await asyncio.to_thread(self._start)
-        finally:
-            worker.kill()
-
-    async def end(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.result()
+def supervised(url: str, marks: Path) -> Supervised:
+    return Supervised(lambda: App(url, marks, wait=False))  # it may be dead before it is ready
 
 
 async def test_a_killed_worker_s_runs_go_on_in_the_other_without_waiting_for_its_lease(tmp_path: Path) -> None:
@@ -99,7 +63,7 @@ async def test_a_worker_that_is_stopped_hands_over(tmp_path: Path) -> None:
 async def test_an_activity_that_kills_its_process_every_time_ends_by_its_policy(tmp_path: Path) -> None:
     url, marks = f"sqlite:///{tmp_path}/k.db", tmp_path / "marks"
     async with outlast.connect(url) as client:
-        workers = Supervised(url, marks)
+        workers = supervised(url, marks)
         bystanders = [await client.start(app.chain, 8) for _ in range(20)]
         doomed = await client.start(app.doomed, id="doomed")
         assert await results_of([doomed]) == ["lost"]
@@ -115,7 +79,7 @@ async def test_a_workflow_whose_code_kills_its_process_is_put_into_quarantine(tm
     url, marks = f"sqlite:///{tmp_path}/k.db", tmp_path / "marks"
     async with outlast.connect(url) as client:
         deadly = await client.start(app.deadly, id="deadly")
-        workers = Supervised(url, marks)
+        workers = supervised(url, marks)
         bystanders = [await client.start(app.chain, 8) for _ in range(4)]
         assert await results_of(bystanders) == [10] * 4
         async with asyncio.timeout(PATIENCE_S):

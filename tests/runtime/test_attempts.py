@@ -21,7 +21,7 @@ from world import (
 )
 
 from outlast import ActivityLost, ActivityTimeout, Busy, CommitUnknown, Retry, WorkflowFailed, activity, workflow
-from outlast.runtime.membership import Limits
+from outlast.runtime.limits import Limits
 from outlast.runtime.parking import submit_park
 from outlast.sdk.client import Client
 from outlast.sdk.threads import Threads
@@ -333,12 +333,12 @@ def test_tasks_stopped_by_their_own_run_on_the_same_node_give_their_slots_back()
                     await until(lambda: data._data.tasks)
                 hosted = (stop_waiting, call_default, far_and_long)
                 async with client.worker(*hosted, queue=["default", "far"], limits=Limits(attempts=1)):
-                    tasks = membership_of(client)._tasks
+                    attempts = membership_of(client).node.attempts
                     await until(lambda: executed)
                     assert await handle.result() == "gave up"
                     executed.clear()
                     assert await asyncio.wait_for(client.execute(call_default), 60) == 1
-                    await until(lambda tasks=tasks: not tasks._begun, within_s=2)
+                    await until(lambda attempts=attempts: attempts.room(threaded=False) == 1, within_s=2)
                 executed.clear()
 
     virtually(scenario())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ EXPECTED = ["paid 7", "shipped 7", "told customer about 7", "told accounting abo
 HOSTED = (fulfil, charge_payment, ship, confirm)
 
 
+dead: list[object] = []
+"""What a process that was killed was waiting for must not be collected as garbage before its test is over."""
+
+
+@pytest.fixture(autouse=True)
+def _bury_the_dead() -> Iterator[None]:
+    yield
+    dead.clear()
+
+
 async def until_crash(store: Store, at: int, *, written: bool) -> bool:
     """Run the scenario in a process that dies at commit `at`. False: it came to its end first."""
     crashing = CrashingStore(store, at, written=written)
@@ -69,6 +80,7 @@ async def until_crash(store: Store, at: int, *, written: bool) -> bool:
         await worker.__aenter__()
         membership = client.service.membership
         assert membership is not None
+        dead.append((crashing, membership))
         begun = asyncio.ensure_future(client.execute(fulfil, "7", id="order-7"))
         crashed = asyncio.ensure_future(crashing.crashed.wait())
         await asyncio.wait([begun, crashed], return_when=asyncio.FIRST_COMPLETED)

@@ -87,7 +87,9 @@ def _lose_attempts(node: Node, hosted: Hosted, begun: list[ActivityId]) -> None:
         pending = hosted.state.activities.get(activity_id)
         if pending is not None:
             reason = "its worker was stopped"
-            node.put(hosted, AttemptLost(activity_id, pending.attempt, reason, node.entropy.jitter()))
+            lost = AttemptLost(activity_id, pending.attempt, reason, node.entropy.jitter())
+            hosted.ends[activity_id] = lost
+            node.put(hosted, lost)
 
 
 async def _settle(node: Node) -> None:

@@ -8,7 +8,8 @@ from outlast.engine.program import Program
 from outlast.engine.run import PendingActivity, RunState
 from outlast.model.ids import ActivityId, Namespace, RunId
 from outlast.model.inputs import Input, Message
-from outlast.runtime.ports import Attempt, AttemptEnd
+from outlast.runtime.attempts import AttemptOver
+from outlast.runtime.ports import Attempt
 
 SOON_US = 5_000_000
 """A run that has something to do within this time is not worth giving back."""
@@ -61,9 +62,9 @@ class Hosted:
         """Activities whose attempt runs in this process, or waits in it for a slot or for its time."""
         self.remote: set[ActivityId] = set()
         """Activities that have a row in `tasks`."""
-        self.ends: dict[ActivityId, AttemptEnd] = {}
-        """How attempts of this process ended, until that is committed. Should the turn that takes one fail, it goes
-        into the mailbox: the activity has run, and must not run again for a mistake in the workflow's code."""
+        self.ends: dict[ActivityId, AttemptOver] = {}
+        """How attempts ended, or that they are lost, until that is committed. Should the turn that takes one fail, or
+        its commit, it goes into the mailbox: the activity has run, and must not run again under the same number."""
         self.error: BaseException | None = None
         """Why its last turn failed."""
         self.failures = 0

@@ -10,11 +10,13 @@ What can go wrong is the run's own code, and it must harm nobody else:
 - Replay fails: the run is parked (see `parking`). For what it has lost its history is folded without its code.
 - Somebody has asked to terminate the run: that needs no code, so it comes before everything else. The history is
   only folded, and the end is journaled; a run whose code diverges or kills its process can be ended like any other.
-- Loading or running it kills the process. A claim raises `RunRow.claims`; a commit sets it back. A run whose last
-  claims led to nothing is a *suspect*: suspects are loaded one after the other, each only when what the one before
-  it led to is on disk. One that is loaded and only waits has done no harm: that is put on record, so that a sleeper
-  whose nodes die for other reasons is not blamed for it. Who has outlived too many nodes is left alone for a while
-  (quarantine), visibly.
+- Loading or running it kills the process. A claim raises `RunRow.claims`; a commit sets it back. One that is loaded
+  and only waits has done no harm: that is put on record by a commit without events. So whoever is found with a claim
+  that led to nothing, on a node that died, was just being loaded then, and is a *suspect*. Suspects are claimed
+  alone, those with the fewest claims first, each when what the one before it led to is on disk (`adopt_suspects`):
+  the one that kills is soon alone with its claims, and no other run shares its fate. Runs that are parked may kill
+  too when they are tried again: they come last of their batch, one after the other. Who has outlived too many nodes
+  is left alone for a while (quarantine), visibly.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -37,13 +40,14 @@ from outlast.model.inputs import (
     AttemptFailed,
     AttemptLost,
     AttemptSucceeded,
-    Input,
     Message,
     TerminateRequested,
     decode_message,
 )
-from outlast.runtime.committer import Entry
+from outlast.runtime.clock import APART_US
+from outlast.runtime.committer import Entry, Outcome
 from outlast.runtime.hosted import SOON_US, Hosted, Stage
+from outlast.runtime.interrupts import interruptible
 from outlast.runtime.parking import NO_PROGRAM, park, release_of, submit_park
 from outlast.runtime.patience import patiently
 from outlast.store.api import Claimed, JournalRow, Mail, Release, RunRow
@@ -54,10 +58,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outlast")
 
 SUSPECT_CLAIMS = 2
-"""Claims without a commit, from which on a run is perhaps the one that kills whoever loads it."""
+"""Claims without progress, the present one among them, from which on a run is loaded when no other is."""
 
 CLAIMS_BEFORE_QUARANTINE = 3
 """Deaths of a process right after it took a run, after which the run is suspected of having caused them."""
+
+BUSY_S = 1.0
+"""Who has made progress, and goes on for so long without a pause, is no killer; the others wait for it meanwhile."""
 
 CLOCK_BEHIND_US = 1_000_000
 """More than nodes that read one clock can disagree by."""
@@ -87,28 +94,52 @@ async def adopt(node: Node, claimed: Sequence[Claimed]) -> None:
             node.leave(hosted)
     run_ids = [each.run.run_id for each in claimed]
     try:
-        histories = await patiently(lambda: node.store.histories(run_ids))
-        # Tasks before mail: a task whose outcome is delivered in between is seen twice rather than never.
-        tasks = await patiently(lambda: node.store.tasks_of(run_ids))
-        mail = await patiently(lambda: node.store.mail_for(run_ids))
+        # Side by side: nobody else writes a history of ours.
+        histories, (tasks, mail) = await asyncio.gather(
+            patiently(lambda: node.store.histories(run_ids)), _tasks_and_mail(node, claimed)
+        )
     except Exception as error:
         await _adopt_singly(node, claimed, error)
         return
     mail_of: dict[RunId, list[Mail]] = {}
     for item in mail:
         mail_of.setdefault(item.run_id, []).append(item)
+    written: list[asyncio.Future[None]] = []
     for each in _by_suspicion(node, claimed):
         run_id = each.run.run_id
-        if run_id not in node.hosted:
-            entry = _load(node, _Found(each, histories.get(run_id, []), tasks.get(run_id, []), mail_of.get(run_id, [])))
-            if entry is not None:
-                node.committer.submit([entry])
-            if each.run.claims >= SUSPECT_CLAIMS:
-                node.put_mail(mail_of.get(run_id, ()))
-                await _progress_of(node, run_id)
-            else:
-                await asyncio.sleep(0)  # many runs are loaded while others want their turns
+        if run_id in node.hosted:
+            continue
+        if each.run.claims >= SUSPECT_CLAIMS and written:
+            await asyncio.wait(written)
+            written.clear()
+        entry = _load(node, _Found(each, histories.get(run_id, []), tasks.get(run_id, []), mail_of.get(run_id, [])))
+        if entry is not None:
+            written.append(asyncio.get_running_loop().create_future())
+            node.committer.submit([Entry(entry.commit, partial(_written, written[-1], entry))])
+        if each.run.claims >= SUSPECT_CLAIMS:
+            node.put_mail(mail_of.get(run_id, ()))
+            await _progress_of(node, run_id)
+        else:
+            await asyncio.sleep(0)  # many runs are loaded while others want their turns
     node.put_mail(mail)
+
+
+async def _tasks_and_mail(node: Node, claimed: Sequence[Claimed]) -> tuple[dict[RunId, list[ActivityId]], list[Mail]]:
+    """Tasks before mail: a task whose outcome is delivered in between is seen twice rather than never."""
+    begun = [each.run.run_id for each in claimed if each.run.next_event > 2]  # the others have asked for nothing yet
+    tasks = await patiently(lambda: node.store.tasks_of(begun)) if begun else {}
+    return tasks, await patiently(lambda: node.store.mail_for([each.run.run_id for each in claimed]))
+
+
+def _written(written: asyncio.Future[None], entry: Entry, outcome: Outcome) -> None:
+    written.set_result(None)
+    entry.done(outcome)
+
+
+async def adopt_suspects(node: Node, claim: Callable[[], Awaitable[Sequence[Claimed]]]) -> None:
+    """Claim and load one suspect after the other, until there are no more. `claim` takes one, or none."""
+    while not node.stopping and (claimed := await claim()):
+        await adopt(node, claimed)
 
 
 async def _adopt_singly(node: Node, claimed: Sequence[Claimed], error: Exception) -> None:
@@ -125,10 +156,10 @@ async def _adopt_singly(node: Node, claimed: Sequence[Claimed], error: Exception
 
 
 def _by_suspicion(node: Node, claimed: Sequence[Claimed]) -> list[Claimed]:
-    """Those first whose last claim led to something; then the others, in no particular order.
+    """Those first whose last claim led to something; then the others (they were parked), in no particular order.
 
-    If one of them kills the process, those before it have made progress by then and are suspects no more. In a
-    fixed order the same ones would come after it every time, and share its quarantine for ever.
+    If one of them kills the process, those before it have made progress by then. In a fixed order the same ones would
+    come after it every time.
     """
     suspects = [each for each in claimed if each.run.claims >= SUSPECT_CLAIMS]
     innocent = [each for each in claimed if each.run.claims < SUSPECT_CLAIMS]
@@ -137,7 +168,11 @@ def _by_suspicion(node: Node, claimed: Sequence[Claimed]) -> list[Claimed]:
 
 async def _progress_of(node: Node, run_id: RunId) -> None:
     """Until what this run can do at once is on disk: before the next suspect may kill the process."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + BUSY_S
     while (hosted := node.hosted.get(run_id)) is not None and _has_work(node, hosted) and not node.stopping:
+        if not hosted.failures and loop.time() >= until:
+            return
         await asyncio.sleep(0.001)
 
 
@@ -149,18 +184,18 @@ def _has_work(node: Node, hosted: Hosted) -> bool:
 
 
 def _is_cleared(hosted: Hosted, found: _Found, decision: Decision, now_us: int) -> bool:
-    """A suspect that is loaded and has nothing to do for a while, though nothing of that is written by itself.
+    """It is loaded and has nothing to do for a while: that is worth a record, though nothing else is written.
 
     Not if it has something to do soon: perhaps it is just this that kills its process.
     """
-    if found.claimed.run.claims < SUSPECT_CLAIMS or decision.events or found.mail or decision.dispatch:
+    if decision.events or found.mail or decision.dispatch:
         return False
     wake_at_us = hosted.wake_at_us()
     return wake_at_us is None or wake_at_us > now_us + SOON_US
 
 
 def _in_quarantine(row: RunRow, now_us: int) -> bool:
-    waits = row.wake_at_us is not None and row.wake_at_us > now_us
+    waits = row.wake_at_us is not None and row.wake_at_us > now_us + APART_US
     return waits and row.error is not None and Quarantined.__name__ in row.error.partition(":")[0]
 
 
@@ -191,7 +226,7 @@ def _load(node: Node, found: _Found) -> Entry | None:
             return node.submit(hosted, release_of(node, hosted, row.next_event, release), None)
         if claimed.lost and row.claims > CLAIMS_BEFORE_QUARANTINE:
             raise Quarantined(f"the last {row.claims - 1} processes that took this run died before it made progress")
-        decision = _recall(node, hosted, found, messages, now_us)
+        decision = interruptible(_recall, node, hosted, found, messages, now_us)
         if _is_cleared(hosted, found, decision, now_us):
             return node.submit(hosted, node.commit(hosted, decision, ()), decision)
         return node.entry(hosted, decision)
@@ -233,6 +268,7 @@ def _recall(
         return first_turn(state, hosted.program, now_us)
     _mark_reported(hosted, messages)
     lost = _lost(node, hosted, now_us) if found.claimed.lost else []
+    hosted.ends.update((each.activity_id, each) for each in lost)
     decision = take_turn(state, hosted.program, lost, now_us)
     decision.taken = 0  # they did not come through the inbox
     _resume(hosted, decision)
@@ -257,7 +293,7 @@ def _recall_lost(
         logger.exception("the history of run %s cannot be read", hosted.run_id)
         return
     _mark_reported(hosted, messages)
-    hosted.inbox = _lost(node, hosted, now_us)
+    hosted.inbox = [*_lost(node, hosted, now_us)]
 
 
 def _fold(hosted: Hosted, found: _Found) -> None:
@@ -265,12 +301,17 @@ def _fold(hosted: Hosted, found: _Found) -> None:
         hosted.state.apply(item.event, item.at_us)
 
 
-def _lost(node: Node, hosted: Hosted, now_us: int) -> list[Input]:
-    """Attempts that the dead owner may have been running: all that were due and are nobody else's task."""
+def _lost(node: Node, hosted: Hosted, now_us: int) -> list[AttemptLost]:
+    """Attempts that the dead owner may have been running: all that were due and are nobody else's task.
+
+    Due by the clock of the dead owner, which perhaps was ahead of this one, or was read before the clock was set back:
+    rather count one that had not begun than run one twice under the same number.
+    """
+    due_us = max(now_us, hosted.state.last_at_us) + CLOCK_BEHIND_US
     return [
         AttemptLost(activity_id, pending.attempt, "the process that ran it is gone", node.entropy.jitter())
         for activity_id, pending in hosted.state.activities.items()
-        if pending.not_before_us <= now_us and activity_id not in hosted.remote
+        if pending.not_before_us <= due_us and activity_id not in hosted.remote
     ]
 
 

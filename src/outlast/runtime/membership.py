@@ -2,16 +2,27 @@
 
 Theory of operation
 ===================
-One task makes *rounds*, at least every `ROUND_S` and soon after a hint that somebody else has written. A round:
-1. raises this node's counter, about once a second. If that is refused, others have declared this node dead: it
-   forgets its runs at once (the fence would refuse every commit) and joins again as a new node;
-2. looks at the other nodes, and declares dead those whose process is gone for sure, and those whose counter has not
+One task makes *rounds*: at once after a hint that somebody else has written, but not more often than every
+`HINT_PAUSE_S`, and every `Store.poll_s` without any. In a round the node does, side by side, since none of it rests on
+another's answer:
+1. looks at the other nodes, and declares dead those whose process is gone for sure, and those whose counter has not
    moved for `LEASE_S` on this node's own monotonic clock. No wall clocks are compared;
-3. claims free runs that the worker hosts, reads new mail for the runs it owns, claims dispatched activities;
-4. gives back runs that only wait, when they have done so for a while, or when memory is short.
+2. claims free runs that the worker hosts (`claims`) and dispatched activities (`tasks`);
+3. reads new mail for the runs that it hosts.
+Then it offers to others what has stood in line here for long (`dispatch`), and gives back runs that only wait, when
+they have done so for a while, or when memory is short. What cannot be needed is not asked: with poll_s = 1, an idle
+node costs at most 4.7 statements a second, the heartbeat among them.
 
-Hints only save time: without any, every step happens within `ROUND_S`. Nothing is ever released in bulk when a node
+Another task raises this node's counter every `HEARTBEAT_S`, however long a round takes, and keeps its clock. If that
+is refused, others have declared this node dead: it forgets its runs at once (the fence would refuse every commit) and
+joins again as a new node.
+
+Hints only save time: without any, every step happens within `poll_s`. Nothing is ever released in bulk when a node
 dies: one row in `nodes` changes, and the runs it owned become free to be claimed.
+
+*Nothing is stranded.* A run that is owned by a live node must be in its memory. What is not known to be written is
+written again until it is known (see `node`); a claim of which nobody knows ends the node, whose runs are then free,
+also those that the database gives it afterwards. Should a bug break that chain, `strays` finds the run.
 """
 
 from __future__ import annotations
@@ -19,29 +30,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
-from outlast.model.events import EVENT_FORMAT, TerminalEvent
+from outlast.model.events import TerminalEvent
 from outlast.model.ids import Namespace, NodeId, RunId
-from outlast.runtime import handover, loading
+from outlast.runtime import dispatch, handover
+from outlast.runtime.claims import Claims
+from outlast.runtime.clock import DatabaseClock
 from outlast.runtime.hosted import SOON_US, Hosted, Stage
+from outlast.runtime.limits import Limits
 from outlast.runtime.node import Node
 from outlast.runtime.parking import Parked
 from outlast.runtime.ports import Clock, Entropy, Host
+from outlast.runtime.strays import Strays
 from outlast.runtime.tasks import Tasks
 from outlast.runtime.watchdog import Watchdog
-from outlast.store.api import Claim, Claimed, Store
+from outlast.store.api import Store
 
 logger = logging.getLogger("outlast")
-
-ROUND_S = 0.25
-"""A lost hint costs at most this much latency; an idle node makes a few cheap reads every time."""
 
 HINT_PAUSE_S = 0.005
 """Hints that come thick and fast cause a round at most this often."""
 
-HEARTBEAT_S = 1.0
+LOOK_PAUSE_S = 0.1
+"""Rounds that follow each other faster do not all look at the other nodes: these die seldom."""
+
+HEARTBEAT_S = 2.0
+"""Five in a lease: a few may come late or fail."""
+
 LEASE_S = 10.0
 """Longer than a loop is blocked by mistake; shorter than anybody wants to wait for a machine that hangs."""
 
@@ -54,26 +72,11 @@ GOODBYE_S = 2.0
 CLOCK_JUMP_S = 1.0
 """Between two rounds. A clock that is only slewed moves by a thousandth of that."""
 
-CLAIM_BATCH = 100
-"""Runs claimed at a time: about 50 ms of replaying, between which other turns are taken."""
-
 IDLE_S = 10.0
 """A run that has waited this long is likely to wait longer: it leaves memory."""
 
 SWEEP_S = 1.0
 """How often idle runs are looked for."""
-
-
-class Limits:
-    """How much a node takes on."""
-
-    __slots__ = ("attempts", "runs")
-
-    def __init__(self, runs: int = 10_000, attempts: int = 1_000) -> None:
-        self.runs = runs
-        """Runs in memory. A waiting run takes about 10 kB."""
-        self.attempts = attempts
-        """Attempts of activities that run at a time."""
 
 
 class Membership:
@@ -109,23 +112,29 @@ class Membership:
         self._beats: asyncio.Task[None] | None = None
         self._leaving = False
         self._must_rejoin = False
-        self._take_parked = True
-        self._last_look = 0.0
+        self._last_look = -LOOK_PAUSE_S
+        self._looks_late = False
+        """The round before did without a look at the nodes, since it came soon after another."""
+        self._others = 0
+        """Other nodes that were alive at the last look."""
         self._clock_ahead: float | None = None
         """By how much the database's clock is ahead of the monotonic one: constant, unless it is set."""
         self._last_sweep = 0.0
+        self._dead_own = False
+        """Dead nodes were seen that own runs: suspects may be among them."""
 
     async def join(self) -> None:
         await self._enter()
         self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
         self._beats = asyncio.get_running_loop().create_task(self._beat())
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(self._limits.interrupt_s)
 
     async def leave(self) -> None:
         """Give everything back, and say good-bye."""
         if self._rounds is not None:
             # The round under way is let finish: what it has claimed must be loaded, to be given back properly.
             self._leaving = True
+            self._claims.stopped = True
             self._hint.set()
             _, unfinished = await asyncio.wait({self._rounds}, timeout=LAST_ROUND_S)
             if unfinished:
@@ -165,12 +174,14 @@ class Membership:
     def hosts(self, workflow: str, queue: str) -> bool:
         """Whether a new run of this workflow can begin here."""
         hosted = queue in self._host.queues and workflow in self._host.workflow_names()
-        return hosted and self.has_room() and not self._must_rejoin
+        if not hosted or not self.has_room() or self._must_rejoin:
+            return False
+        return self._others == 0 or not self._claims.is_full()  # or else some other node begins it sooner
 
     @property
     def takes_parked(self) -> bool:
         """It has just joined, and its next claim takes runs that wait only because their turn failed."""
-        return self._take_parked
+        return self._claims.takes_parked
 
     def has_room(self) -> bool:
         return len(self.node.hosted) < self._limits.runs
@@ -184,40 +195,74 @@ class Membership:
         self.node.on_parked = self._on_parked
         self.node.on_left = self._on_left
         self.node.on_mail_sent = self.hint
-        self._tasks = Tasks(self._store, self.node, self._host, self.namespace, self._limits.attempts)
-        self._take_parked = True
+        self.node.attempts.on_free = self._slot_is_free
+        self._claims = Claims(self._store, self.node, self._host, self.namespace, self._limits)
+        self._claims.stopped = self._leaving
+        self._tasks = Tasks(self._store, self.node, self._host, self.namespace)
+        self._strays = Strays(self._store, self.node, self.namespace)
+
+    def _slot_is_free(self) -> None:
+        if self._tasks.again or self._claims.again_s is not None:
+            self.hint()
 
     async def _make_rounds(self) -> None:
         while not self._leaving:
+            self._hint.clear()
+            begun = self._clock.monotonic()
             try:
-                await self._round()
+                await self._round(begun)
             except (Busy, StoreUnavailable, CommitUnknown) as error:
                 logger.warning("the database does not answer (%s); trying again", error)
             except Exception:
                 logger.exception("a round of the node failed; please report this bug")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ROUND_S):
-                    await self._hint.wait()
-                await asyncio.sleep(HINT_PAUSE_S)
-            self._hint.clear()
+            await self._rest(begun)
 
-    async def _round(self) -> None:
-        now = self._clock.monotonic()
+    async def _rest(self, begun: float) -> None:
+        """Until it is time for the next round; the one before began at `begun`."""
+        rest_s = self._store.poll_s
+        if self._claims.again_s is not None:
+            rest_s = min(rest_s, self._claims.again_s)
+        if self._looks_late:
+            rest_s = min(rest_s, LOOK_PAUSE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rest_s):
+                await self._hint.wait()
+        await asyncio.sleep(max(0.0, begun + HINT_PAUSE_S - self._clock.monotonic()))
+
+    async def _round(self, now: float) -> None:
         self._watch_clock(now)
         if self._must_rejoin:
             await self._come_back()
-        await self._bury(now)
+        shared = self._others > 0
+        answers = await asyncio.gather(
+            self._bury(now),
+            self._take(self._claims.claim(shared=shared, suspects=self._dead_own)),
+            self._take(self._tasks.claim()),
+            self._read_mail(),
+            return_exceptions=True,
+        )
+        if shared:
+            dispatch.offer(self.node, asyncio.get_running_loop().time())
+        if now - self._last_sweep >= SWEEP_S or not self.has_room():
+            self._last_sweep = now
+            self._evict(now)
+        errors = [answer for answer in answers if answer is not None]
+        if errors:
+            raise errors[0]
+        await self._strays.look(now)
+
+    async def _take(self, claim: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._claim()
-            await self._tasks.claim(self._clock.now_us())
+            await claim
         except CommitUnknown:
             # Perhaps runs or tasks are this node's now that it does not know of. Only its end sets them free.
             self._must_rejoin = True
             raise
-        self.node.put_mail(await self._store.mail_of(self.node.node_id, limit=1_000))
-        if now - self._last_sweep >= SWEEP_S or not self.has_room():
-            self._last_sweep = now
-            self._evict(now)
+
+    async def _read_mail(self) -> None:
+        node = self.node
+        if node.hosted:
+            node.put_mail(await self._store.mail_of(node.node_id, limit=1_000))
 
     def _watch_clock(self, now: float) -> None:
         """Say it when the clock was set: it is why timers seem to come early or late."""
@@ -228,7 +273,7 @@ class Membership:
         self._clock_ahead = ahead
 
     async def _beat(self) -> None:
-        """Raise the counter about once a second, however long a round takes."""
+        """Raise the counter, however long a round takes, and keep the clock right."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             node_id = self.node.node_id
@@ -237,6 +282,8 @@ class Membership:
             except Exception as error:
                 logger.warning("the database does not take the heartbeat (%s); trying again", error)
                 continue
+            if isinstance(self._clock, DatabaseClock):
+                await self._clock.refresh()
             if refused and node_id == self.node.node_id and not self._must_rejoin:
                 logger.error("node %d was declared dead (it was stopped or blocked too long)", node_id)
                 self._must_rejoin = True
@@ -252,10 +299,15 @@ class Membership:
 
     async def _bury(self, now: float) -> None:
         """Declare dead the nodes that are."""
+        self._looks_late = now - self._last_look < LOOK_PAUSE_S
+        if self._looks_late:
+            return
         if now - self._last_look > LEASE_S / 2:
             # This node has seen nothing for a while (the database was away): nobody's silence means anything yet.
             self._seen.clear()
         rows = await self._store.nodes()
+        dead_own = any(not row.alive for row in rows)
+        self._others = sum(row.alive and not row.gone and row.node_id != self.node.node_id for row in rows)
         self._last_look = now
         for row in rows:
             if row.node_id == self.node.node_id or not row.alive:
@@ -267,41 +319,11 @@ class Membership:
             if row.gone or now - since > LEASE_S:
                 why = "its process has ended" if row.gone else f"no sign of life for {LEASE_S:.0f} s"
                 self._seen.pop(row.node_id, None)
+                dead_own = True
+                self.hint()  # what it had is free now
                 if await self._store.declare_dead(row.node_id):
                     logger.info("node %d (%s) is dead: %s; its runs are free", row.node_id, row.name, why)
-
-    async def _claim(self) -> None:
-        names = tuple(self._host.workflow_names())
-        if names and self._take_parked:
-            await self._claim_parked(names)
-        while names and not self._leaving and (room := self._limits.runs - len(self.node.hosted)) > 0:
-            limit = min(CLAIM_BATCH, room)
-            claimed = await self._store.claim(self._wanted(names, limit, parked=False))
-            await loading.adopt(self.node, claimed)
-            if len(claimed) < limit:
-                return
-
-    async def _claim_parked(self, names: tuple[str, ...]) -> None:
-        """Once after joining, since this worker's code may be the right one: take the parked runs too.
-
-        All are claimed before the first is loaded. One that fails again is parked again, and would be claimed again.
-        """
-        taken: list[Claimed] = []
-        room = self._limits.runs - len(self.node.hosted)
-        try:
-            while (limit := min(CLAIM_BATCH, room - len(taken))) > 0:
-                claimed = await self._store.claim(self._wanted(names, limit, parked=True))
-                taken += claimed
-                if len(claimed) < limit:
-                    break
-        finally:
-            for start in range(0, len(taken), CLAIM_BATCH):
-                await loading.adopt(self.node, taken[start : start + CLAIM_BATCH])
-        self._take_parked = False
-
-    def _wanted(self, names: tuple[str, ...], limit: int, *, parked: bool) -> Claim:
-        now_us = self._clock.now_us()
-        return Claim(self.node.node_id, self.namespace, self._host.queues, names, EVENT_FORMAT, now_us, limit, parked)
+        self._dead_own = dead_own
 
     def _evict(self, now: float) -> None:
         soon_us = self._clock.now_us() + SOON_US

@@ -22,8 +22,14 @@ What always holds:
 If the process dies at any point, what is committed is in the journal, and what is not had no effect outside but
 attempts that will be counted as lost. Whoever claims the run goes on from there.
 
-How runs come into memory is in `loading`; how they leave it again in `handover` and, when a turn fails, in `parking`.
-Those are functions that take the node; what they use of it has no underscore.
+How runs come into memory is in `loading`; how they leave it again in `handover` and, when a turn fails, in `parking`;
+which attempts are run here and which by others, in `dispatch`. Those are functions that take the node; what they use
+of it has no underscore.
+
+*A commit of which nobody knows*: if the row shows its turn, it was written. If not, that is not the last word: the
+database may still be at work on the first try, and finish it after the look. So the same commit is written again,
+which waits for the first. COMMITTED: the first is refused if it still comes. FENCED (ID_IN_USE for a start): look
+again. A commit without events can pass twice; all it does is the same when done twice (see `dispatch` for tasks).
 """
 
 from __future__ import annotations
@@ -51,14 +57,15 @@ from outlast.model.events import (
 )
 from outlast.model.ids import ActivityId, NodeId, RunId, TurnId, turn_id
 from outlast.model.inputs import Input, decode_message
-from outlast.runtime import loading, parking
+from outlast.runtime import dispatch, loading, parking
 from outlast.runtime.alarms import Alarms, Due, NextAttempt
-from outlast.runtime.attempts import Attempts
+from outlast.runtime.attempts import AttemptOver, Attempts
 from outlast.runtime.committer import Committer, Entry, Outcome
 from outlast.runtime.hosted import Hosted, Stage
+from outlast.runtime.interrupts import interruptible
 from outlast.runtime.parking import Parked
 from outlast.runtime.patience import MAX_PAUSE_S, PAUSE_S, patiently
-from outlast.runtime.ports import AttemptEnd, Clock, Entropy, Host, encode_attempt
+from outlast.runtime.ports import AttemptEnd, Clock, Entropy, Host
 from outlast.store.api import Answer, Claimed, Commit, Fence, Mail, NewRun, NewTask, RunStatus, Store
 
 logger = logging.getLogger("outlast")
@@ -78,7 +85,7 @@ STATUS_OF_OUTCOME = {
 }
 
 
-def _is_awaited(state: RunState, end: AttemptEnd) -> bool:
+def _is_awaited(state: RunState, end: AttemptOver) -> bool:
     pending = state.activities.get(end.activity_id)
     return pending is not None and pending.attempt == end.attempt
 
@@ -176,7 +183,7 @@ class Node:
             inputs = inputs[:INPUTS_PER_TURN]
         first_event = hosted.state.next_event
         try:
-            decision = take_turn(hosted.state, hosted.program, inputs, self.clock.now_us())
+            decision = interruptible(take_turn, hosted.state, hosted.program, inputs, self.clock.now_us())
             if decision.outcome is not None and decision.taken < len(mail):
                 close_with_mail(hosted.state, decision, [message for _, message in mail[decision.taken :]])
                 decision.taken = len(mail)
@@ -208,9 +215,9 @@ class Node:
         add_tasks: tuple[NewTask, ...] = ()
         drop_tasks: tuple[ActivityId, ...] = ()
         if decision.dispatch:
-            add_tasks = self._remote_tasks(hosted, decision)
+            add_tasks = dispatch.remote_tasks(self, hosted, decision)
         if hosted.remote:
-            drop_tasks = self._ended_tasks(hosted)
+            drop_tasks = dispatch.ended_tasks(hosted)
         outcome = decision.outcome
         return Commit(
             hosted.state.run_id,
@@ -230,36 +237,6 @@ class Node:
     def next_turn_id(self) -> TurnId:
         self._turns += 1
         return turn_id(self.node_id, self._turns)
-
-    def _is_local(self, attempt_queue: str | None, activity: str) -> bool:
-        return (attempt_queue is None or attempt_queue in self.host.queues) and self.host.hosts_activity(activity)
-
-    def _remote_tasks(self, hosted: Hosted, decision: Decision) -> tuple[NewTask, ...]:
-        """Attempts for other nodes: rows that are written with the decision."""
-        tasks: list[NewTask] = []
-        local: list[ActivityId] = []
-        for activity_id in decision.dispatch:
-            pending = hosted.state.activities[activity_id]
-            if activity_id not in hosted.remote and self._is_local(pending.scheduled.queue, pending.scheduled.activity):
-                local.append(activity_id)
-                continue
-            attempt = hosted.attempt(activity_id, pending)
-            if attempt.queue in self.host.queues and attempt.attempt == 1:
-                logger.warning(
-                    "activity %s of %s/%s is not hosted by this worker; it waits for one that hosts it on queue %r",
-                    attempt.activity, attempt.workflow, attempt.workflow_id, attempt.queue,
-                )  # fmt: skip
-            body = encode_attempt(attempt)
-            not_before_us = pending.not_before_us
-            tasks.append(NewTask(activity_id, attempt.activity, attempt.queue, attempt.attempt, not_before_us, body))
-            hosted.remote.add(activity_id)
-        decision.dispatch = local
-        return tuple(tasks)
-
-    def _ended_tasks(self, hosted: Hosted) -> tuple[ActivityId, ...]:
-        ended = tuple(each for each in hosted.remote if each not in hosted.state.activities)
-        hosted.remote.difference_update(ended)
-        return ended
 
     # --- after the commit -------------------------------------------------------------------------------------------
 
@@ -422,7 +399,7 @@ class Node:
 
     def _unwind(self, hosted: Hosted) -> None:
         try:
-            hosted.program.close()
+            interruptible(hosted.program.close)
         except KeyboardInterrupt:
             raise
         except BaseException:
@@ -439,7 +416,7 @@ class Node:
         state = RunState(run_id)
         hosted = Hosted(new.namespace, state, self.host.program(started, run_id, new.namespace, now_us))
         try:
-            decision = begin(state, hosted.program, started, now_us)
+            decision = interruptible(begin, state, hosted.program, started, now_us)
         except BaseException as error:
             self._unwind(hosted)
             if isinstance(error, SystemExit):
@@ -457,7 +434,7 @@ class Node:
     ) -> None:
         """The commit that creates a run has its outcome. Nothing here depends on the starter, who may have gone."""
         if isinstance(outcome, CommitUnknown):
-            self.background(self._look_for_created(hosted, commit, decision, answered, outcome))
+            self.background(self._create_again(hosted, commit, decision, answered, outcome))
             return
         if outcome is Answer.COMMITTED:
             self._answered(hosted, commit, decision, outcome)
@@ -470,7 +447,7 @@ class Node:
         else:
             answered.set_result(outcome)
 
-    async def _look_for_created(
+    async def _create_again(
         self,
         hosted: Hosted,
         commit: Commit,
@@ -478,19 +455,28 @@ class Node:
         answered: asyncio.Future[Answer],
         unknown: CommitUnknown,
     ) -> None:
+        assert commit.create is not None
+        if hosted.stage is Stage.GONE:  # this node is no more: whoever is alive shall begin it
+            create = msgspec.structs.replace(commit.create, owner=None, wake_at_us=commit.at_us)
+            commit = msgspec.structs.replace(commit, create=create)
+        row = None
         try:
-            row = await patiently(lambda: self.store.run(hosted.run_id))
+            (outcome,) = await patiently(lambda: self.store.commit([commit]))
+            if outcome is Answer.ID_IN_USE:
+                row = await patiently(lambda: self.store.run(hosted.run_id))
         except asyncio.CancelledError:  # the node ends, and the database does not answer
             if not answered.done():
                 answered.set_exception(unknown)
             raise
-        if row is None and not answered.done():
-            answered.set_exception(unknown)
-        elif row is not None and not answered.done():
-            answered.set_result(Answer.COMMITTED)
-        if hosted.stage is Stage.GONE:
+        except Exception as error:  # nothing was written, nor will be
+            self.leave(hosted)
+            if not answered.done():
+                answered.set_exception(error)
             return
-        if row is not None and row.turn_id == commit.turn_id:
+        if not answered.done():
+            answered.set_result(outcome if row is None else Answer.COMMITTED)
+        is_first_try = row is not None and row.turn_id == commit.turn_id and row.owner in (self.node_id, None)
+        if hosted.stage is not Stage.GONE and (outcome is Answer.COMMITTED or is_first_try):
             self.committed(hosted, commit, decision)
         else:
             self.leave(hosted)

@@ -119,6 +119,15 @@ class Host(Protocol):
 
     def hosts_activity(self, activity: str) -> bool: ...
 
+    @property
+    def threads(self) -> int:
+        """How many activities that are plain functions can run at a time."""
+        ...
+
+    def needs_thread(self, activity: str) -> bool:
+        """Whether it is a plain function. False for one that is not hosted here."""
+        ...
+
     def program(self, started: WorkflowExecutionStarted, run_id: RunId, namespace: Namespace, at_us: int) -> Program:
         """A new program for a run that began at `at_us`. It has been fed nothing yet."""
         ...

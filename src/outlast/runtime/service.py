@@ -36,6 +36,8 @@ from outlast.model.events import (
 from outlast.model.ids import MessageId, Namespace, RunId, WorkflowId
 from outlast.model.inputs import CancelRequested, Message, TerminateRequested, encode_message
 from outlast.model.payloads import Arguments
+from outlast.runtime.admission import MAX_BACKLOG, Admission
+from outlast.runtime.clock import DatabaseClock
 from outlast.runtime.ports import Clock, Entropy
 from outlast.store.api import (
     Answer,
@@ -86,12 +88,21 @@ class Description(Struct, frozen=True):
 
 
 class Service:
-    def __init__(self, store: Store, clock: Clock, entropy: Entropy, namespace: Namespace) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        entropy: Entropy,
+        namespace: Namespace,
+        *,
+        max_backlog: int | None = MAX_BACKLOG,
+    ) -> None:
         self.store = store
         self.clock = clock
         self.entropy = entropy
         self.namespace = namespace
         self.membership: Membership | None = None
+        self._admission = Admission(store, clock, namespace, max_backlog)
         self._watched: dict[RunId, set[asyncio.Future[TerminalEvent]]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._hint = asyncio.Event()
@@ -113,18 +124,35 @@ class Service:
         if self.membership is not None:
             self.membership.hint()
 
+    async def _now_us(self) -> int:
+        """A process without a node has no heartbeat that keeps its clock right."""
+        if isinstance(self.clock, DatabaseClock):
+            await self.clock.refresh()
+        return self.clock.now_us()
+
     # --- starting -----------------------------------------------------------------------------------------------------
 
     async def start(self, request: StartRequest) -> Started:
-        """Create a run. When this returns, the run is on disk and will run to its end."""
-        now_us = self.clock.now_us()
+        """Create a run. When this returns, the run is on disk and will run to its end.
+
+        Raises Busy if too many runs wait already (see `admission`); then nothing was written.
+        """
+        now_us = await self._now_us()
         run_id = self.entropy.run_id(now_us)
         started = WorkflowExecutionStarted(
             request.workflow, request.workflow_id, request.queue, request.arguments, format=EVENT_FORMAT
         )
         answer = await self._start_here(run_id, request, started)
         if answer is None:
-            answer = await self._start_anywhere(run_id, request, started, now_us)
+            try:
+                async with self._admission.start(request.queue):
+                    answer = await self._start_anywhere(run_id, request, started, now_us)
+            except Busy:
+                # Who only asks for a run that is there already adds nothing to what waits.
+                there = await self.store.find(self.namespace, request.workflow_id)
+                if there is None or (there.status is not RunStatus.OPEN and request.id_reuse is not IdReuse.NEVER):
+                    raise
+                return Started(there.run_id, created=there.run_id == run_id)
         if answer is Answer.COMMITTED:
             return Started(run_id, created=True)
         row = await self.store.find(self.namespace, request.workflow_id)
@@ -167,6 +195,7 @@ class Service:
             None if membership is None else membership.node.node_id,
             wake_at_us,
             request.priority,
+            format=EVENT_FORMAT,
             id_reuse=request.id_reuse,
         )
 
@@ -293,12 +322,20 @@ class Service:
         await self._send(run_id, message_id, CancelRequested(message_id, reason))
 
     async def terminate(self, run_id: RunId, reason: str = "") -> None:
-        """End the run without asking its code. When this returns, the wish is on disk."""
+        """End the run without asking its code. When this returns, the wish is on disk.
+
+        A run that nobody owns is ended here and now: its workflow may be hosted nowhere any more.
+        """
+        from outlast.runtime.ending import end_unhosted  # the rest of a service does without the runtime
+
         message_id = MessageId(self.entropy.token())
         await self._send(run_id, message_id, TerminateRequested(message_id, reason))
+        outcome = await end_unhosted(self.store, self.clock, self.entropy, run_id)
+        if outcome is not None:
+            self.closed(run_id, outcome)
 
     async def _send(self, run_id: RunId, message_id: MessageId, message: Message) -> None:
-        mail = NewMail(run_id, message_id, self.clock.now_us(), encode_message(message))
+        mail = NewMail(run_id, message_id, await self._now_us(), encode_message(message))
         (sent,) = await self.store.send([mail])
         if sent is Sent.NO_SUCH_RUN:
             raise RunNotFound(f"there is no run {run_id}")

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
 from outlast.model.errors import AlreadyStarted, DurableCallError
 from outlast.model.events import HistoryEvent
 from outlast.model.ids import DEFAULT_QUEUE, RunId
-from outlast.runtime.membership import Limits
+from outlast.runtime.admission import MAX_BACKLOG
+from outlast.runtime.limits import Limits
 from outlast.runtime.service import Description
 from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, begin, connect
 from outlast.sdk.options import StartOptions
@@ -241,7 +242,9 @@ class BlockingClient(AbstractContextManager["BlockingClient"]):
         self.close()
 
 
-def connect_blocking(url: str | None = None, *, create: bool = True) -> BlockingClient:
+def connect_blocking(
+    url: str | None = None, *, create: bool = True, max_backlog: int | None = MAX_BACKLOG
+) -> BlockingClient:
     """Open a database for blocking code. As `connect`; close it, or use it as a context manager."""
     _refuse_inside_a_loop("outlast.connect_blocking", "async with outlast.connect(...)")
-    return BlockingClient(connect(url, create=create))
+    return BlockingClient(connect(url, create=create, max_backlog=max_backlog))

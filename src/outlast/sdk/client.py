@@ -29,8 +29,10 @@ from outlast.model.events import (
 )
 from outlast.model.ids import DEFAULT_NAMESPACE, DEFAULT_QUEUE, RunId, WorkflowId
 from outlast.model.payloads import Payload
-from outlast.runtime.membership import Limits
-from outlast.runtime.ports import SystemClock, SystemEntropy
+from outlast.runtime.admission import MAX_BACKLOG
+from outlast.runtime.clock import clock_of
+from outlast.runtime.limits import Limits
+from outlast.runtime.ports import SystemEntropy
 from outlast.runtime.service import Description, Service, StartRequest
 from outlast.sdk.context import current_run
 from outlast.sdk.decorators import Durable
@@ -185,7 +187,7 @@ class Client:
         """Create a run. When this returns, it is on disk and will run to its end wherever a worker hosts it.
 
         Raises AlreadyStarted if an open run has the id, PayloadError if an argument does not fit, InvalidArgument
-        for an unknown option; then nothing was written.
+        for an unknown option, Busy if too many runs wait already; then nothing was written.
         """
         return await _Starter(self, check_start_options(options)).start(wf, *args)
 
@@ -292,8 +294,9 @@ def process_name() -> str:
 class Connecting(AbstractAsyncContextManager[Client]):
     """`await outlast.connect(...)`, or `async with outlast.connect(...) as client:`, which closes it at the end."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, max_backlog: int | None = MAX_BACKLOG) -> None:
         self._store = store
+        self._max_backlog = max_backlog
         self._client: Client | None = None
 
     def __await__(self) -> Generator[Any, Any, Client]:
@@ -303,7 +306,14 @@ class Connecting(AbstractAsyncContextManager[Client]):
         if self._client is not None:
             raise InternalError("this connection has been opened already; call outlast.connect again")
         await self._store.open()
-        self._client = Client(Service(self._store, SystemClock(), SystemEntropy(), DEFAULT_NAMESPACE))
+        try:
+            clock = await clock_of(self._store)
+        except BaseException:
+            await self._store.close()
+            raise
+        self._client = Client(
+            Service(self._store, clock, SystemEntropy(), DEFAULT_NAMESPACE, max_backlog=self._max_backlog)
+        )
         return self._client
 
     async def __aenter__(self) -> Client:
@@ -317,10 +327,13 @@ class Connecting(AbstractAsyncContextManager[Client]):
         await self._store.close()
 
 
-def connect(url: str | None = None, *, create: bool = True) -> Connecting:
+def connect(url: str | None = None, *, create: bool = True, max_backlog: int | None = MAX_BACKLOG) -> Connecting:
     """Open a database. Default: the URL in OUTLAST_URL, else `sqlite:///outlast.db` in the current folder.
 
-    The file is made if there is none, unless `create` is False. Raises NotADatabase, DatabaseTooNew,
-    InvalidArgument.
+    The file is made if there is none, unless `create` is False. While `max_backlog` runs of a queue wait for a
+    worker to take them, starting another on it raises Busy; None takes that limit away. Raises NotADatabase,
+    DatabaseTooNew, InvalidArgument.
     """
-    return Connecting(open_store(url, create=create))
+    if max_backlog is not None and max_backlog < 1:
+        raise InvalidArgument(f"max_backlog must be 1 or more, or None for no limit, not {max_backlog!r}")
+    return Connecting(open_store(url, create=create), max_backlog)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 class Threads:
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._free = size
         self._made = 0
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -48,7 +48,7 @@ class Threads:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._work.put(partial(self._call, loop, future, partial(copy_context().run, function)))
-        if self._made < self._size - self._free:
+        if self._made < self.size - self._free:
             self._made += 1
             threading.Thread(target=self._serve, name=f"outlast-activity-{self._made}", daemon=True).start()
         return await future

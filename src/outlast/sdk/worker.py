@@ -17,7 +17,9 @@ from outlast.model.events import WorkflowExecutionStarted
 from outlast.model.failures import Failure, FailureKind
 from outlast.model.ids import Namespace, RunId
 from outlast.model.inputs import AttemptFailed, AttemptSucceeded
-from outlast.runtime.membership import Limits, Membership
+from outlast.runtime.interrupts import LoopBlocked
+from outlast.runtime.limits import Limits
+from outlast.runtime.membership import Membership
 from outlast.runtime.ports import Attempt, AttemptEnd, Clock, Entropy
 from outlast.runtime.service import Service
 from outlast.sdk import guard
@@ -63,6 +65,14 @@ class UserCode:
     def hosts_activity(self, activity: str) -> bool:
         return activity in self._activities
 
+    @property
+    def threads(self) -> int:
+        return self._threads.size
+
+    def needs_thread(self, activity: str) -> bool:
+        target = self._activities.get(activity)
+        return target is not None and not target.is_async
+
     def program(self, started: WorkflowExecutionStarted, run_id: RunId, namespace: Namespace, at_us: int) -> Program:
         target = self._registry.workflow(started.workflow)
         watch_closely = self._watch_closely[target.name]
@@ -91,6 +101,9 @@ class UserCode:
             failure = failure_from(error.interrupt, attempt.retry)
         except _TimeIsUp as error:
             failure = Failure("ActivityTimeout", str(error), FailureKind.TIMEOUT)
+        except LoopBlocked as error:
+            # Like a limit of time that was passed: the worker is well, and the policy says if it is tried again.
+            failure = Failure("ActivityTimeout", f"it {error}", FailureKind.TIMEOUT)
         except NotRegistered as error:
             failure = failure_from(error)
         except BaseException as error:
