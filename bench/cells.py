@@ -1,4 +1,4 @@
-"""The table's cells: one system under one shape of load, measured in a fresh process on a fresh file, in rounds.
+"""The table's cells: one system under one shape of load, measured in a fresh process on a fresh database, in rounds.
 
 Within a round the systems take turns, shape by shape, and every other round in the opposite order: so whatever else
 the machine does at the time hits all alike, and none always comes after the same neighbour. A cell's figure is the
@@ -12,23 +12,17 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.envs import NoEnvironment, python_of
 from bench.load import Measured
+from bench.postgres import PREFIX, NoServer, Server, account, database_exists, drop_database, fresh_database
 from bench.processes import ChildFailed, module, result_of
+from bench.systems import SYSTEMS, System
 
-DRIVERS = {
-    "floor": "bench.floor",
-    "outlast": "bench.outlast_driver",
-    "dbos": "bench.peers.dbos_app",
-    "temporal": "bench.peers.temporal_app",
-}
-"""System to the module that drives it, in the order in which they are shown."""
-
-PEERS = ("dbos", "temporal")
+CELL_DATABASE = PREFIX + "cell"
 
 PEER_SECONDS = 3.0
 """At most, per cell of a peer; its last runs take as long as they take."""
@@ -70,6 +64,8 @@ class Plan:
     rounds: int
     folder: Path
     """On a disk. Every cell gets a folder of its own in it, which is removed afterwards."""
+    server: Server | None = None
+    """For the systems that need one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +99,23 @@ class Cell:
         return statistics.median(each.cpu_us_per_activity for each in self.rounds)
 
     @property
+    def commit_p99_ms(self) -> float | None:
+        return _median(each.commit_p99_ms for each in self.rounds)
+
+    @property
+    def commit_p50_ms(self) -> float | None:
+        return _median(each.commit_p50_ms for each in self.rounds)
+
+    @property
     def spread(self) -> float:
         """How far the rounds' runs/s lie apart, as a share of their median."""
         rates = [each.runs_per_s for each in self.rounds]
         return (max(rates) - min(rates)) / self.runs_per_s
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [each for each in values if each is not None]
+    return statistics.median(known) if known else None
 
 
 Key = tuple[str, Shape]
@@ -120,12 +129,12 @@ def measure_all(plan: Plan, tell: Callable[[str], None]) -> dict[Key, Cell]:
         for shape in plan.shapes:
             for system in _in_turn(plan.systems, number):
                 key = (system, shape)
-                if key in errors or (system in PEERS and number > 0):
+                if key in errors or (SYSTEMS[system].peer and number > 0):
                     continue
                 tell(f"round {number + 1} of {plan.rounds}, {shape} runs x activities: {system}")
                 try:
                     measured[key].append(_measure_one(plan, system, shape))
-                except (ChildFailed, NoEnvironment) as error:
+                except (ChildFailed, NoEnvironment, NoServer) as error:
                     errors[key] = str(error)
     return {key: Cell(*key, tuple(rounds), errors.get(key)) for key, rounds in measured.items()}
 
@@ -134,17 +143,50 @@ def _in_turn(systems: Sequence[str], number: int) -> Sequence[str]:
     return systems if number % 2 == 0 else systems[::-1]
 
 
-def _measure_one(plan: Plan, system: str, shape: Shape) -> Measured:
-    is_peer = system in PEERS
-    seconds = min(plan.seconds, PEER_SECONDS) if is_peer else plan.seconds
-    folder = Path(tempfile.mkdtemp(prefix=f"{system}-{shape}-", dir=plan.folder))
-    argv = module(
-        DRIVERS[system],
-        *("--runs", shape.runs, "--activities", shape.activities, "--folder", folder),
-        *("--seconds", seconds, "--warmup", plan.warmup_s),
-        python=python_of(system) if is_peer else sys.executable,
-    )
+def _measure_one(plan: Plan, name: str, shape: Shape) -> Measured:
+    system = SYSTEMS[name]
+    seconds = min(plan.seconds, PEER_SECONDS) if system.peer else plan.seconds
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-{shape}-", dir=plan.folder))
+    arguments: list[object] = ["--runs", shape.runs, "--activities", shape.activities, "--folder", folder]
+    arguments += ["--seconds", seconds, "--warmup", plan.warmup_s]
+    timeout_s = seconds + plan.warmup_s + CELL_TIMEOUT_S
     try:
-        return Measured(**result_of(argv, timeout_s=seconds + plan.warmup_s + CELL_TIMEOUT_S))
+        if system.needs_server:
+            assert plan.server is not None
+            return _on_server(plan.server, system, arguments, timeout_s)
+        return Measured(**result_of(_command(system, arguments), timeout_s=timeout_s))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command(system: System, arguments: Sequence[object]) -> list[str]:
+    if system.processes > 1:
+        return module("bench.spread", *arguments, "--processes", system.processes)
+    return module(system.module, *arguments, python=python_of(system.peer) if system.peer else sys.executable)
+
+
+def _on_server(where: Server, system: System, arguments: Sequence[object], timeout_s: float) -> Measured:
+    """In a fresh copy of a database in which the system has made its schema; with what the server says it cost."""
+    template = _prepared(where, system, arguments, timeout_s)
+    url = fresh_database(where, CELL_DATABASE, template)
+    arguments = (*arguments, "--url", url, *(("--server-pid", where.pid) if where.pid else ()))
+    try:
+        before = account(where, CELL_DATABASE)
+        result = Measured(**result_of(_command(system, arguments), timeout_s=timeout_s))
+        return replace(result, costs=account(where, CELL_DATABASE).since(before))
+    finally:
+        drop_database(where, CELL_DATABASE)
+
+
+def _prepared(where: Server, system: System, arguments: Sequence[object], timeout_s: float) -> str:
+    """The database with the system's schema; made the first time, by a process of the system itself."""
+    template = f"{PREFIX}{system.module.rpartition('.')[2]}"
+    if not database_exists(where, template):
+        url = fresh_database(where, template)
+        try:
+            alone = replace(system, processes=1)
+            result_of(_command(alone, (*arguments, "--url", url, "--prepare")), timeout_s=timeout_s)
+        except ChildFailed:
+            drop_database(where, template)
+            raise
+    return template

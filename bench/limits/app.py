@@ -21,6 +21,7 @@ import outlast
 from bench.outlast_driver import chain, step
 from bench.processes import child, module, read_line
 from outlast import activity, workflow
+from outlast.model.ids import DEFAULT_QUEUE
 
 EFFECTS = "OUTLAST_BENCH_EFFECTS"
 """Environment variable that names the file."""
@@ -69,6 +70,17 @@ async def ring(due_us: int) -> None:
     append_effect(activity.info().idempotency_key, due_us)
 
 
+@activity
+async def stamp() -> int:
+    """When it ran, by a clock that all processes of a machine share."""
+    return time.perf_counter_ns()
+
+
+@workflow
+async def stamped() -> int:
+    return await stamp()
+
+
 @workflow
 async def fan_out(activities: int) -> int:
     """All at once."""
@@ -91,25 +103,27 @@ async def sleeper(seconds: float, due_us: int) -> None:
     await ring(due_us)
 
 
-HOSTED = (chain, fan_out, toil, sleeper, step, labour, ring)
+HOSTED = (chain, fan_out, toil, sleeper, stamped, step, labour, ring, stamp)
 
 
 @contextmanager
-def worker_process(url: str, effects: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], float]]:
+def worker_process(
+    url: str, effects: Path, folder: Path, *queues: str
+) -> Iterator[tuple[subprocess.Popen[str], float]]:
     """A worker in a process of its own, and the seconds from its start until it hosted."""
     with open(folder / "worker.log", "a+b") as log:
         began = time.perf_counter()
-        with child(module("bench.limits.app", url), log, {EFFECTS: str(effects)}) as process:
+        with child(module("bench.limits.app", url, *queues), log, {EFFECTS: str(effects)}) as process:
             read_line(process, "ready", log, timeout_s=READY_TIMEOUT_S)
             yield process, time.perf_counter() - began
 
 
-async def host(url: str) -> None:
+async def host(url: str, queues: list[str]) -> None:
     """Be a worker until SIGTERM. Says `ready` once it hosts."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with outlast.connect(url) as client:
-        async with client.worker(*HOSTED):
+        async with client.worker(*HOSTED, queue=queues):
             print("ready", flush=True)
             await stop.wait()
 
@@ -117,4 +131,6 @@ async def host(url: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A worker of the benchmark; started by `python -m bench`.")
     parser.add_argument("url")
-    asyncio.run(host(parser.parse_args().url))
+    parser.add_argument("queues", nargs="*", default=[DEFAULT_QUEUE])
+    given = parser.parse_args()
+    asyncio.run(host(given.url, given.queues))

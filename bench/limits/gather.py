@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import outlast
-from bench.limits import Scale
+from bench.limits import Scale, place
 from bench.limits.app import HOSTED, fan_out
+from bench.postgres import Server
 from bench.processes import memory_mb, module, result_of
 from bench.verdicts import Verdict
 
@@ -22,8 +23,11 @@ LINEAR = 1.25
 """From half to twice the number, memory may grow by a quarter more than the number does: up to that it is noise."""
 
 
-def measure(folder: Path, scale: Scale) -> list[Verdict]:
-    half, whole, twice = (_measured(folder, number) for number in (scale.gather // 2, scale.gather, scale.gather * 2))
+def measure(folder: Path, scale: Scale, server: Server | None) -> list[Verdict]:
+    half, whole, twice = (
+        _measured(place(folder, f"gather_{number}", server), number)
+        for number in (scale.gather // 2, scale.gather, scale.gather * 2)
+    )
     growth = (twice["grew_mb"] - half["grew_mb"]) / (3 * max(whole["grew_mb"] - half["grew_mb"], 0.1))
     seconds = whole["seconds"]
     return [
@@ -42,8 +46,7 @@ def measure(folder: Path, scale: Scale) -> list[Verdict]:
     ]
 
 
-def _measured(folder: Path, number: int) -> dict[str, float]:
-    url = f"sqlite:///{folder / f'gather-{number}.db'}"
+def _measured(url: str, number: int) -> dict[str, float]:
     measured: dict[str, float] = result_of(module("bench.limits.gather", url, number), timeout_s=300)
     return measured
 

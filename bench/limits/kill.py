@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import outlast
-from bench.limits import Scale
+from bench.limits import Scale, place
 from bench.limits.app import EFFECTS, HOSTED, Effect, read_effects, toil, worker_process
+from bench.postgres import Server
 from bench.processes import child, kill, module, read_line
 from bench.verdicts import Verdict
 from outlast.model.events import ActivityCompleted
@@ -39,8 +40,8 @@ class Recorded:
     open_runs: int
 
 
-def measure(folder: Path, scale: Scale) -> list[Verdict]:
-    url = f"sqlite:///{folder / 'kill.db'}"
+def measure(folder: Path, scale: Scale, server: Server | None) -> list[Verdict]:
+    url = place(folder, "kill", server)
     effects = folder / "kill.effects"
     _work_and_die(url, effects, folder, scale)
     at_kill = asyncio.run(_read(url, scale))

@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 import outlast
-from bench.limits import Scale
+from bench.limits import Scale, place
 from bench.limits.app import HOSTED, fan_out
 from bench.outlast_driver import chain
+from bench.postgres import Server
 from bench.processes import module, result_of
 from bench.verdicts import Verdict
 from outlast.engine.replay import replay
@@ -37,10 +38,10 @@ TIMES = 3
 ROW, GATHER = SHAPES = ("one after another", "in one gather")
 
 
-def measure(folder: Path, scale: Scale) -> list[Verdict]:
+def measure(folder: Path, scale: Scale, server: Server | None) -> list[Verdict]:
     verdicts: list[Verdict] = []
+    url = place(folder, "replay", server)
     for shape in SHAPES:
-        url = f"sqlite:///{folder / 'replay.db'}"
         result_of(module("bench.limits.replay", "run", url, shape, scale.replayed), timeout_s=300)
         seconds = result_of(module("bench.limits.replay", "replay", url, shape, scale.replayed), timeout_s=300)
         verdicts.append(

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import outlast
-from bench.limits import Scale
+from bench.journals import ask
+from bench.limits import Scale, idle, place
 from bench.limits.app import HOSTED, Effect, read_effects, sleeper, worker_process
+from bench.postgres import Server
 from bench.processes import memory_mb, module, result_of
 from bench.verdicts import Verdict
 
@@ -44,8 +44,8 @@ TARGET_READY_S = 2.0
 TARGET_LATE_S = 1.0
 
 
-def measure(folder: Path, scale: Scale) -> list[Verdict]:
-    url = f"sqlite:///{folder / 'sleepers.db'}"
+def measure(folder: Path, scale: Scale, server: Server | None) -> list[Verdict]:
+    url = place(folder, "sleepers", server)
     effects = folder / "sleepers.effects"
     asleep = scale.sleepers - scale.due
     result_of(module("bench.limits.sleepers", url, asleep, 0, 0.0, 0.0), timeout_s=PATIENCE_S)
@@ -58,7 +58,10 @@ def measure(folder: Path, scale: Scale) -> list[Verdict]:
             raise AssertionError("the first sleepers were due before the worker was ready; give them a longer lead")
         _watch(process, effects, scale.due, prepared["first_due_us"] + int((scale.spread_s + LATE_S) * 1e6))
         most_mb = memory_mb(process.pid, "VmHWM")
-    return _verdicts(read_effects(effects), scale, ready_s, most_mb)
+        verdicts = _verdicts(read_effects(effects), scale, ready_s, most_mb)
+        if server is not None:
+            verdicts += idle.watch(server, url, process.pid, scale, f"a node with {scale.sleepers:,} sleeping runs")
+    return verdicts
 
 
 def _watch(process: subprocess.Popen[str], effects: Path, due: int, until_us: int) -> None:
@@ -114,16 +117,15 @@ async def _start_all(url: str, asleep: int, due: int, lead_s: float, spread_s: f
             first_due_us = time.time_ns() // 1000 + int(lead_s * 1e6)
             await lanes((f"due-{number}", _due_us(first_due_us, number, due, spread_s)) for number in range(due))
             # A start that found the worker full has had no turn yet: it does not sleep before it has.
-            while not_asleep(url):
+            while await not_asleep(url):
                 await asyncio.sleep(0.2)
     return {"first_due_us": first_due_us}
 
 
-def not_asleep(url: str) -> int:
+async def not_asleep(url: str) -> int:
     """Runs that have not come to their sleep: its timer is the second event of their history."""
-    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db:
-        (number,) = db.execute("SELECT count(*) FROM runs WHERE next_event < 3").fetchone()
-        return int(number)
+    (number,) = await ask(url, "SELECT count(*) FROM {runs} WHERE next_event < 3")
+    return int(number)
 
 
 def _due_us(first_due_us: int, number: int, due: int, spread_s: float) -> int:

