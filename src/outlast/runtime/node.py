@@ -371,7 +371,8 @@ class Node:
             self.put(hosted, due)
 
     def _dispatch(self, hosted: Hosted, activity_id: ActivityId, attempt: int) -> None:
-        if hosted.stage is Stage.GONE or self.stopping:
+        # A run that is being parked has told its mailbox what it knows of attempts: whatever begins now, nobody counts.
+        if hosted.stage is Stage.GONE or self.stopping or hosted.error is not None:
             return
         pending = hosted.state.activities.get(activity_id)
         if pending is not None and pending.attempt == attempt:

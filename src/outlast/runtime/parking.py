@@ -111,8 +111,8 @@ def _ends_of(node: Node, hosted: Hosted) -> list[AttemptOver]:
     ends += [item for item in hosted.inbox if isinstance(item, AttemptLost)]
     for activity_id in hosted.running:
         attempt = node.attempts.begun_number(hosted.run_id, activity_id)
+        node.attempts.stop(hosted.run_id, activity_id)  # one that waits for a slot too: it must not begin any more
         if attempt is not None:
-            node.attempts.stop(hosted.run_id, activity_id)
             ends.append(AttemptLost(activity_id, attempt, "its run was parked", node.entropy.jitter()))
     return ends
 

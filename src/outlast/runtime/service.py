@@ -12,11 +12,13 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 
 from outlast.engine.run import RunState
 from outlast.model.errors import (
     Busy,
+    DatabaseTooNew,
     InternalError,
     OutlastError,
     OutlastInterrupt,
@@ -27,6 +29,7 @@ from outlast.model.errors import (
 from outlast.model.events import (
     EVENT_FORMAT,
     TERMINAL_EVENTS,
+    Event,
     HistoryEvent,
     TerminalEvent,
     WorkflowExecutionStarted,
@@ -43,6 +46,7 @@ from outlast.store.api import (
     Answer,
     Commit,
     IdReuse,
+    JournalRow,
     NewMail,
     NewRun,
     RunFilter,
@@ -261,19 +265,32 @@ class Service:
             elsewhere = [run_id for run_id in self._watched if not self._is_hosted(run_id)]
             try:
                 for row in await self.store.closed_of(elsewhere) if elsewhere else ():
-                    self.closed(row.run_id, await self._last_event(row))
+                    await self._tell_end(row)
             except (Busy, StoreUnavailable) as error:
                 logger.warning("the database does not answer (%s); trying again", error)
-            except Exception:  # one run that cannot be read must not leave those who wait for others without an answer
+            except Exception:
                 logger.exception("looking for the ends of runs failed; please report this bug")
             self._hint.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await self._hint.wait()
 
+    async def _tell_end(self, row: RunRow) -> None:
+        """A run that cannot be read is an error of those who wait for it, and no matter of anybody else."""
+        try:
+            outcome = await self._last_event(row)
+        except (Busy, StoreUnavailable):
+            raise
+        except Exception as error:
+            for future in self._watched.get(row.run_id, ()):
+                if not future.done():
+                    future.set_exception(error)
+        else:
+            self.closed(row.run_id, outcome)
+
     async def _last_event(self, row: RunRow) -> TerminalEvent:
         rows = await self.store.history(row.run_id, row.next_event - 1)
-        event = decode_events(rows[-1].events)[-1]
+        event = (await self._events(rows[-1]))[-1]
         if not isinstance(event, TERMINAL_EVENTS):
             raise InternalError(f"the last event of closed run {row.run_id} is {type(event).__name__}")
         return event
@@ -308,8 +325,22 @@ class Service:
         return [
             HistoryEvent(row.first_event + index, row.at_us, event)
             for row in rows
-            for index, event in enumerate(decode_events(row.events))
+            for index, event in enumerate(await self._events(row))
         ]
+
+    async def _events(self, journal: JournalRow) -> list[Event]:
+        """Raises DatabaseTooNew for what a newer release has written."""
+        try:
+            return decode_events(journal.events)
+        except msgspec.DecodeError as error:
+            row = await self.find_run(journal.run_id)
+            if row.format <= EVENT_FORMAT:
+                raise
+            raise DatabaseTooNew(
+                f"run {row.run_id} ({row.workflow}/{row.workflow_id}) is written in event format {row.format}, and "
+                f"this release of Outlast reads formats up to {EVENT_FORMAT}. Nothing was changed; workers of the "
+                "newer release go on with it. Upgrade Outlast here, too, to look at it."
+            ) from error
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
         return await self.store.runs(wanted)

@@ -169,8 +169,7 @@ class SqliteStore:
         return 0.25
 
     async def now_us(self) -> None:
-        """All its nodes are on one machine."""
-        return None
+        """None: all its nodes are on one machine."""
 
     async def join(self, name: str) -> NodeId:
         return await self._call(lambda writer: writer.join(name))

@@ -9,7 +9,7 @@ import msgspec
 from outlast.model.ids import ActivityId, MessageId, NodeId, RunId, TurnId
 from outlast.store.api import Commit, JournalRow, Mail, NewMail, NewTask, RunRow, RunStatus, Task
 from outlast.store.contract import as_text
-from outlast.store.sqlite_sql import OUTGOING_COLUMNS, TURN_COLUMNS
+from outlast.store.sqlite_procedures import OUTGOING_COLUMNS, TURN_COLUMNS
 
 Value: TypeAlias = int | str | None
 Row: TypeAlias = tuple[Value, ...]

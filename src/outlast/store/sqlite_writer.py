@@ -4,7 +4,7 @@ Theory of operation
 ===================
 `write` takes what several callers want to write at the same moment, and commits it in one transaction, so that one
 fsync serves them all. Optimistic: all turns of all callers are one INSERT into the view `turns` (see
-`sqlite_sql.py`), which mostly is all there is to do; then the statement is its own transaction. If the trigger
+`sqlite_procedures.py`), which mostly is all there is to do; then the statement is its own transaction. If the trigger
 refuses a turn, the statement has done nothing; it is tried again in halves, until the refused turns stand alone.
 So a loser writes nothing and fails nobody else, and winners share one transaction whatever happens.
 
@@ -35,6 +35,7 @@ from outlast.store.liveness import LockFile
 from outlast.store.sqlite_claims import claim_runs, claim_tasks, take_run
 from outlast.store.sqlite_errors import translated
 from outlast.store.sqlite_open import BUSY_TIMEOUT_S
+from outlast.store.sqlite_procedures import insert_outgoing, insert_turns, procedures
 from outlast.store.sqlite_rows import NO_MAIL, NO_TURN, Row, mail_row, turn_row
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -92,7 +93,7 @@ class SqliteWriter:
         self._joined: list[NodeId] = []
         self._joining: list[NodeId] = []
         """Nodes whose byte is locked and whose row is not committed yet."""
-        for statement in sql.procedures(mailbox_limit):
+        for statement in procedures(mailbox_limit):
             db.execute(statement)
         # From now on `_with_write_lock` waits, in its own way.
         db.execute("PRAGMA busy_timeout = 0")
@@ -120,13 +121,13 @@ class SqliteWriter:
         turn_rows = [row for operation in operations if isinstance(operation, Turns) for row in operation.rows]
         mail_rows = [row for operation in operations if isinstance(operation, Outgoing) for row in operation.rows]
         calls = any(isinstance(operation, Call) for operation in operations)
-        if not calls and not mail_rows and self._wrote_alone(sql.insert_turns, turn_rows, NO_TURN):
+        if not calls and not mail_rows and self._wrote_alone(insert_turns, turn_rows, NO_TURN):
             return [[Answer.COMMITTED] * len(_rows(operation)) for operation in operations]
-        if not calls and not turn_rows and self._wrote_alone(sql.insert_outgoing, mail_rows, NO_MAIL):
+        if not calls and not turn_rows and self._wrote_alone(insert_outgoing, mail_rows, NO_MAIL):
             return [[Sent.ACCEPTED] * len(_rows(operation)) for operation in operations]
         with self._transaction():
-            answers = iter(self._insert(sql.insert_turns, turn_rows, NO_TURN, Answer, Answer.COMMITTED))
-            receipts = iter(self._insert(sql.insert_outgoing, mail_rows, NO_MAIL, Sent, Sent.ACCEPTED))
+            answers = iter(self._insert(insert_turns, turn_rows, NO_TURN, Answer, Answer.COMMITTED))
+            receipts = iter(self._insert(insert_outgoing, mail_rows, NO_MAIL, Sent, Sent.ACCEPTED))
             return [self._finish(operation, answers, receipts) for operation in operations]
 
     def _finish(self, operation: Operation, answers: Iterator[Answer], receipts: Iterator[Sent]) -> object:

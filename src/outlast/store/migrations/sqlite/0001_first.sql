@@ -1,5 +1,6 @@
 -- usable from: 1
--- The first schema. What is read or written where: store/sqlite_sql.py. Times are microseconds since 1970 (UTC).
+-- The first schema. What is read or written where: store/sqlite_sql.py, store/sqlite_procedures.py. Times are
+-- microseconds since 1970 (UTC).
 
 -- One row per run, narrow: it is rewritten with every commit. That commit changes next_event, turn_id and claims,
 -- so no index may contain these three.
