@@ -21,9 +21,17 @@ class CrashingStore:
         self._at = at
         self._written = written
         self._count = 0
+        self._under_way: set[asyncio.Task[list[Answer]]] = set()
         self.crashed = asyncio.Event()
 
-    async def commit(self, batch: Sequence[Commit]) -> list[Answer]:
+    def commit(self, batch: Sequence[Commit]) -> asyncio.Task[list[Answer]]:
+        """Begun at once, like that of the real stores: a caller that is cancelled does not take it back."""
+        task = asyncio.get_running_loop().create_task(self._commit(batch))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _commit(self, batch: Sequence[Commit]) -> list[Answer]:
         if self.crashed.is_set():
             await asyncio.Event().wait()
         self._count += 1

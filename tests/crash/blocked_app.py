@@ -41,7 +41,7 @@ async def spin() -> None:
 @activity(retry=TWICE)
 async def sleep_in_c() -> None:
     note()
-    time.sleep(10**9)
+    time.sleep(10**9)  # noqa: ASYNC251  the mistake that people make
 
 
 @activity(retry=TWICE)

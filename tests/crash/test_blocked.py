@@ -8,12 +8,12 @@ from typing import Any
 
 import blocked_app as app
 import pytest
-from processes import Supervised, WorkerProcess, lines_of, results_of, until, until_true
 
 import outlast
 from outlast import Handle
 from outlast.model.events import ActivityAttemptFailed, ActivityAttemptLost
 from outlast.runtime.watchdog import EXIT_STATUS
+from processes import Supervised, WorkerProcess, lines_of, results_of, until, until_true
 
 APP = Path(__file__).with_name("blocked_app.py")
 

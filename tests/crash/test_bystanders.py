@@ -7,10 +7,10 @@ from pathlib import Path
 
 import app
 import pytest
-from processes import Supervised, results_of
 from test_kill import App
 
 import outlast
+from processes import Supervised, results_of
 
 BYSTANDERS = 60
 """Fewer than are claimed at a time, so that all of them are in one batch with the killers."""

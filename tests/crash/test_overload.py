@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable
 from pathlib import Path
@@ -10,10 +11,10 @@ from pathlib import Path
 import overload_app as app
 import psutil
 import pytest
-from processes import WorkerProcess, results_of
 
 import outlast
 from outlast import Busy, Client, Handle
+from processes import WorkerProcess, results_of
 
 APP = Path(__file__).with_name("overload_app.py")
 MAX_BACKLOG = 5_000
@@ -53,10 +54,8 @@ class Probe:
         self.worst[what] = max(self.worst.get(what, 0.0), time.monotonic() - began)
 
     async def _start(self) -> None:
-        try:
+        with contextlib.suppress(Busy):
             await self._client.start(app.job, -1)
-        except Busy:
-            pass
 
     async def _end(self, sleeper: Handle[None]) -> None:
         await sleeper.terminate()
@@ -102,7 +101,7 @@ async def test_a_worker_that_is_given_ten_times_too_much_stays_small_and_respons
         assert refused > len(accepted), "it was overload"
         assert len(accepted) > MAX_BACKLOG
         assert max(probe.worst.values()) < SOON_S
-        assert len(probe.beats) > len(probe.rss_mb) / 2, "the heart beat all the time"
+        assert len(probe.beats) > len(probe.rss_mb) / 3, "its heart beat all the time, every two seconds or so"
         assert probe.rss_mb[-1] - probe.rss_mb[10] < GROWTH_MB
 
         await results_of(accepted, patience_s=120)

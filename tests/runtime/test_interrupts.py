@@ -98,7 +98,7 @@ def test_an_interrupt_hits_the_stretch_that_it_was_aimed_at_and_nothing_else() -
             try:
                 interruptible(work, steps)
             except LoopBlocked as error:
-                assert str(error) == f"number {number}"
+                assert str(error) == f"number {number}"  # noqa: PT017
                 interrupted.append(number)
             else:
                 finished += 1
@@ -123,7 +123,7 @@ def test_an_inner_stretch_that_is_hit_leaves_the_outer_one_alone() -> None:
         except LoopBlocked as error:
             if str(error) == f"number {number}":
                 raise
-            assert str(error) == f"number {number + 1}"
+            assert str(error) == f"number {number + 1}"  # noqa: PT017
             hits["inner"] += 1
         assert book.current == number
         spin(3_000)
@@ -135,13 +135,13 @@ def test_an_inner_stretch_that_is_hit_leaves_the_outer_one_alone() -> None:
             try:
                 interruptible(outer)
             except LoopBlocked as error:
-                assert str(error) == f"number {number}"
+                assert str(error) == f"number {number}"  # noqa: PT017
                 hits["outer"] += 1
     assert min(hits.values()) >= 300
     assert book.current == 0
 
 
-# --- in a node ----------------------------------------------------------------------------------------------------------
+# --- in a node --------------------------------------------------------------------------------------------------------
 
 
 @activity(retry=Retry(initial_interval=0.001, backoff=1.0, jitter=0.0))
@@ -190,8 +190,7 @@ async def test_a_node_whose_user_code_is_interrupted_all_the_time_comes_to_no_ha
         with interrupter.at_work():
             until = loop.time() + 3
             while loop.time() < until:
-                for kind in (labour, plain_labour):
-                    handles.append(await client.start(kind, 10_000, 5))
+                handles += [await client.start(kind, 10_000, 5) for kind in (labour, plain_labour)]
                 await asyncio.sleep(0.01)
         assert asyncio.get_running_loop() is loop
         results = await asyncio.wait_for(asyncio.gather(*(handle.result() for handle in handles)), 60)

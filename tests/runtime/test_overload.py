@@ -1,4 +1,4 @@
-"""More is given than can be done: what is refused is refused clearly, what is accepted is done, and memory is bounded."""
+"""More is given than can be done: what is refused is refused clearly, what is accepted is done, memory is bounded."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from faults import FaultyStore
 from world import HOSTED, long_step, membership_of, nap, nothing_is_left, two_steps, until
 
 import outlast
+from faults import FaultyStore
 from outlast import Busy, InvalidArgument, Limits
 from outlast.model.ids import DEFAULT_NAMESPACE
 from outlast.runtime import admission
@@ -45,7 +45,7 @@ async def runs_in(client: Client) -> int:
     return len(await client.service.runs(RunFilter(DEFAULT_NAMESPACE, limit=100_000)))
 
 
-# --- the backlog --------------------------------------------------------------------------------------------------------
+# --- the backlog ------------------------------------------------------------------------------------------------------
 
 
 def test_a_start_beyond_the_backlog_is_refused_and_nothing_is_written() -> None:
@@ -157,7 +157,7 @@ def test_a_limit_below_one_is_a_mistake() -> None:
     assert Limits(interrupt_s=None).interrupt_s is None
 
 
-# --- starts at a time ---------------------------------------------------------------------------------------------------
+# --- starts at a time -------------------------------------------------------------------------------------------------
 
 
 def test_more_starts_than_the_store_can_take_stand_in_line_and_beyond_that_are_refused(

@@ -23,7 +23,7 @@ from world import (
     until,
 )
 
-from outlast import Busy, CommitUnknown, StoreUnavailable, workflow
+from outlast import Busy, CommitUnknown, StoreUnavailable, activity, workflow
 from outlast.model.ids import RunId
 from outlast.runtime import membership
 from outlast.runtime.limits import Limits
@@ -486,3 +486,39 @@ def test_a_sleeper_whose_nodes_die_for_other_reasons_is_not_put_into_quarantine(
                 assert (await handle.describe()).row.error is None
 
     virtually(scenario())
+
+
+begun: list[str] = []
+
+
+@activity
+async def first_step() -> None:
+    begun.append("first")
+
+
+@activity
+async def second_step() -> str:
+    begun.append("second")
+    return "done"
+
+
+@workflow
+async def two_steps_apart(seconds: float) -> str:
+    await first_step()
+    await workflow.sleep(seconds)
+    return await second_step()
+
+
+def test_a_node_whose_heartbeats_do_not_arrive_begins_nothing_when_its_lease_is_nearly_over() -> None:
+    async def scenario() -> None:
+        begun.clear()
+        async with client_with_faults(MemoryStore()) as (client, store):
+            async with client.worker(two_steps_apart, first_step, second_step):
+                store.fail("heartbeat", StoreUnavailable("no answer"), times=6)
+                handle = await client.start(two_steps_apart, 9.5, id="w")
+                await asyncio.sleep(11.5)
+                assert begun == ["first"], "others may have taken the run by now"
+                assert await handle.result() == "done"
+                assert store.used_up()
+
+    run_virtual(scenario())

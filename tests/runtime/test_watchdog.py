@@ -78,7 +78,7 @@ async def test_who_blocks_the_loop_is_named(
     assert any(each.startswith(f"{named} has blocked") and "in block" in each for each in said)
 
 
-# --- what is done about it ----------------------------------------------------------------------------------------------
+# --- what is done about it --------------------------------------------------------------------------------------------
 
 
 async def blocked_for(silent_s: float, block: Callable[[Callable[[], bool]], object]) -> tuple[list[str], object]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
+from types import EllipsisType
 
 from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, TurnId, WorkflowId
 from outlast.store.api import (
@@ -71,13 +73,16 @@ def start(
     )
 
 
+_turn_ids = itertools.count(1_000)
+
+
 def turn(
     number: int,
     owner: NodeId,
     next_event: int,
     *,
     count: int = 1,
-    turn_id: int | None = 1,
+    turn_id: int | EllipsisType | None = ...,
     at_us: int = 2,
     status: RunStatus | None = None,
     release: Release | None = None,
@@ -85,6 +90,9 @@ def turn(
     add_tasks: Sequence[NewTask] = (),
     drop_tasks: Sequence[str] = (),
 ) -> Commit:
+    """Without a `turn_id`, it is newer than all before it."""
+    if turn_id is ...:
+        turn_id = next(_turn_ids)
     return Commit(
         run_id(number),
         None if turn_id is None else TurnId(turn_id),

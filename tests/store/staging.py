@@ -137,7 +137,13 @@ async def commit(connection: Connection, commits: Sequence[Commit]) -> dict[int,
 
 async def send(connection: Connection, mail: NewMail, mailbox_limit: int = 100) -> str:
     [found] = await connection.fetch(
-        sql.SEND, [mail.run_id], [mail.message_id], [mail.at_us], [mail.body.decode()], mailbox_limit
+        sql.SEND,
+        [mail.run_id],
+        [mail.message_id],
+        [mail.at_us],
+        [mail.body.decode()],
+        [mail.beyond_limit],
+        mailbox_limit,
     )
     answer: str = found["answer"]
     return answer

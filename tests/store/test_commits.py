@@ -399,3 +399,16 @@ async def test_mail_that_was_sent_in_time_is_not_lost_when_the_run_is_released(s
 
     both = turn(1, A, 2, release=Release(None), consume=[first.mail_id, second.mail_id])
     assert await commit_one(store, both) is Answer.COMMITTED
+
+
+async def test_a_copy_of_a_commit_without_events_that_arrives_late_is_fenced(store: Store) -> None:
+    """The caller had given up on it and written it again, while the database was still at work on the first one."""
+    await store.commit([start(1, owner=A)])
+    dispatch = turn(1, A, 2, count=0, turn_id=7, add_tasks=[task("1")])
+    assert await commit_one(store, dispatch) is Answer.COMMITTED
+
+    assert await commit_one(store, dispatch) is Answer.FENCED
+    assert await commit_one(store, turn(1, A, 2, count=0, turn_id=8, drop_tasks=["1"])) is Answer.COMMITTED
+    assert await commit_one(store, dispatch) is Answer.FENCED
+    assert await store.tasks_of([run_id(1)]) == {}
+    assert await commit_one(store, release(1, A, 2)) is Answer.COMMITTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from outlast.model.ids import NodeId
 from outlast.store.api import Answer, Release, RunStatus, Sent, Store
@@ -146,3 +147,15 @@ async def test_many_messages_at_once(store: Store) -> None:
 
     assert [number for number, each in enumerate(sent) if each is not Sent.ACCEPTED] == [0, 100, 200, 300, 400, 500]
     assert len(await store.mail_of(A, 1_000)) == 594
+
+
+async def test_what_has_no_sender_who_could_try_again_goes_into_a_full_mailbox(small: Database) -> None:
+    store = await small.connect()
+    await store.commit([start(1, owner=A)])
+    await store.send([mail(1, f"m{number}") for number in range(3)])
+
+    sent = await store.send([mail(1, "m9"), replace(mail(1, "activity/1/1"), beyond_limit=True)])
+
+    assert sent == [Sent.FULL, Sent.ACCEPTED]
+    assert [each.message_id for each in await store.mail_for([run_id(1)])] == ["m0", "m1", "m2", "activity/1/1"]
+    await small.close()

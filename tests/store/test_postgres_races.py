@@ -336,7 +336,7 @@ async def test_an_id_is_used_once_in_a_batch_even_if_its_runs_end_with_their_fir
 # --- without the rules --------------------------------------------------------------------------------------------
 
 _FENCE = """runs.run_id = turn.run_id AND runs.owner = turn.owner AND runs.next_event = turn.next_event
-           AND texteq(runs.status, 'open')
+           AND texteq(runs.status, 'open') AND outlast.is_newer_1(turn.turn_id, runs.turn_id)
            AND (turn"""
 
 PLANTED = [

@@ -14,7 +14,7 @@ from outlast.cli.texts import error_text, failure_text, one_line
 from outlast.cli.times import rounded_us, to_the_microsecond
 from outlast.engine.run import RunState
 from outlast.model.durations import format_duration
-from outlast.model.events import WorkflowExecutionFailed, decode_events
+from outlast.model.events import EVENT_FORMAT, WorkflowExecutionFailed, decode_events
 from outlast.model.ids import RunId
 from outlast.runtime.service import Service
 from outlast.store.api import JournalRow, RunFilter, RunRow, RunStatus
@@ -83,6 +83,8 @@ async def _entries(service: Service, rows: list[RunRow]) -> list[Entry]:
     budget = EVENTS_READ
     wanted: list[RunId] = []
     for row in rows:
+        if row.format > EVENT_FORMAT:  # of a newer release: nothing but its row can be read
+            continue
         if row.status in (RunStatus.OPEN, RunStatus.FAILED) and row.next_event <= budget:
             budget -= row.next_event
             wanted.append(row.run_id)

@@ -1,7 +1,8 @@
 """The entry point: which commands there are, and how every error ends as one line and an exit status.
 
 Commands are loaded when they are called: `outlast list` must answer in less time than it takes to import what a
-worker needs. Exit status: 0, 1 (a workflow or the database failed), 2 (the call was wrong), 130 (interrupted).
+worker needs. Exit status: 0, 1 (a workflow or the database failed), 2 (the call was wrong), 70 (code
+blocked the event loop for good, and the process ended itself), 130 (interrupted).
 """
 
 from __future__ import annotations

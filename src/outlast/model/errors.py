@@ -10,7 +10,7 @@ OutlastError
 │   ├── RunClosed             the run has ended; nothing was sent to it
 │   ├── DurableCallError      a durable call at a place where it cannot be made
 │   ├── NotADatabase          the file is something else
-│   └── DatabaseTooNew        written by a newer release
+│   └── DatabaseTooNew        written by a newer release (the database, or one run)
 ├── RemoteError               the other side failed; the call was right
 │   ├── ActivityError         an activity failed (raised in workflow code)
 │   │   ├── ActivityTimeout   ... because its time ran out
@@ -85,7 +85,7 @@ class NotADatabase(UsageError):
 
 
 class DatabaseTooNew(UsageError):
-    """The database was written by a newer release than this one. It was not changed."""
+    """The database, or one run in it, was written by a newer release than this one. It was not changed."""
 
 
 # --- the other side's mistake -----------------------------------------------------------------------------------

@@ -4,6 +4,10 @@ A fixed number of slots bounds how many run at a time, and a plain function need
 line, in the order in which they came: one line for those that need a thread, one for the rest, so that neither kind
 stands in the way of the other. An attempt belongs to (run, activity, attempt): it is stopped by that name, and what
 it reports after it was stopped counts for nothing.
+
+A process may be stopped (SIGSTOP, a machine that sleeps) between a commit and what follows from it, and go on when
+others have long taken over its runs. The fence keeps it from writing; what keeps it from beginning an activity that
+has come to its end elsewhere is `trust`: nothing begins when the last accepted heartbeat is nearly a lease old.
 """
 
 from __future__ import annotations
@@ -65,6 +69,7 @@ class Attempts:
         self._running: dict[Key, _Entry] = {}
         self.waiting = 0
         """How many stand in line."""
+        self._trusted_until = float("inf")
         self.on_free: Callable[[], None] = lambda: None
         """Called when a slot is free again and nobody stands in line for it."""
 
@@ -73,10 +78,21 @@ class Attempts:
         key = (attempt.run_id, attempt.activity_id)
         assert key not in self._running, f"two attempts of one activity at a time: {key}"
         threaded = self._host.needs_thread(attempt.activity)
-        entry = self._running[key] = _Entry(attempt, report, threaded, self._loop.time())
+        now = self._loop.time()
+        entry = self._running[key] = _Entry(attempt, report, threaded, now)
         self.waiting += 1
+        if self.waiting == 1 and self._has_room(threaded, now):
+            self._launch(key, entry)
+            return
         (self._line_for_threads if threaded else self._line).append(entry)
         self._serve()
+
+    def trust(self, until: float) -> None:
+        """Nothing is begun after this moment of the loop's clock, until it is put off again: others may have taken the
+        runs by then, and may have brought their activities to an end."""
+        self._trusted_until = until
+        if self.waiting:
+            self._serve()
 
     def stop(self, run_id: RunId, activity_id: ActivityId) -> None:
         """Cancel the attempt if it runs, forget it if it waits. A thread cannot be cancelled: it goes on unheard."""
@@ -145,12 +161,15 @@ class Attempts:
 
     def _serve(self) -> None:
         """Launch whoever has stood in line longest, as long as there is room."""
-        while self._free > 0:
+        while self._free > 0 and self._loop.time() < self._trusted_until:
             lines = [line for line in (self._line, self._line_for_threads) if self._may_go(line)]
             if not lines:
                 return
             entry = min(lines, key=lambda line: line[0].since).popleft()
             self._launch((entry.attempt.run_id, entry.attempt.activity_id), entry)
+
+    def _has_room(self, threaded: bool, now: float) -> bool:
+        return self._free > 0 and (self._free_threads > 0 or not threaded) and now < self._trusted_until
 
     def _may_go(self, line: deque[_Entry]) -> bool:
         while line and not self._stands_in_line(line[0]):

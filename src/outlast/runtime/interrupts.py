@@ -3,8 +3,8 @@
 Theory of operation
 ===================
 User code runs on the event loop in *stretches*: one turn of a run, or one step of an async activity. `interruptible`
-and `Steps` mark them; it costs well under a microsecond. The watchdog sees by the stretch's number if it is still the same one
-that keeps the loop, and then raises `LoopBlocked` in the loop's thread (`PyThreadState_SetAsyncExc`).
+and `Steps` mark them; it costs well under a microsecond. The watchdog sees by the stretch's number if it is still the
+same one that keeps the loop, and then raises `LoopBlocked` in the loop's thread (`PyThreadState_SetAsyncExc`).
 
 Such an exception goes off at the thread's next bytecode, wherever that is. Two things make sure that it goes off in
 the user's code of that stretch:
@@ -221,7 +221,7 @@ class Steps(Coroutine[Any, Any, T]):
         return self._coroutine.__await__()
 
 
-# --- the shot -----------------------------------------------------------------------------------------------------------
+# --- the shot ---------------------------------------------------------------------------------------------------------
 
 _set_async_exc = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
     ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
@@ -251,7 +251,7 @@ def _look_and_shoot(thread: int) -> bool:
             gc.enable()
 
 
-# --- the nudge ----------------------------------------------------------------------------------------------------------
+# --- the nudge --------------------------------------------------------------------------------------------------------
 
 _NUDGE = getattr(signal, "SIGURG", None)
 _nudged_by = 0
@@ -288,7 +288,7 @@ def nudge(thread: int) -> None:
     signal.pthread_kill(thread, _NUDGE)
 
 
-# --- whose code it is ---------------------------------------------------------------------------------------------------
+# --- whose code it is -------------------------------------------------------------------------------------------------
 
 
 def attempt_of(loop: asyncio.AbstractEventLoop) -> Attempt | None:

@@ -63,6 +63,9 @@ HEARTBEAT_S = 2.0
 LEASE_S = 10.0
 """Longer than a loop is blocked by mistake; shorter than anybody wants to wait for a machine that hangs."""
 
+TRUST = 0.9
+"""Of the lease after the last heartbeat, in which a node may be sure that nobody has taken its runs for its silence."""
+
 LAST_ROUND_S = 5.0
 """A batch of runs is loaded in much less, if the database answers at all."""
 
@@ -187,6 +190,7 @@ class Membership:
         return len(self.node.hosted) < self._limits.runs
 
     async def _enter(self) -> None:
+        begun = asyncio.get_running_loop().time()
         node_id = await self._store.join(self._name)
         self.node = Node(
             node_id, self._store, self._host, self._clock, self._entropy, attempt_slots=self._limits.attempts
@@ -196,6 +200,7 @@ class Membership:
         self.node.on_left = self._on_left
         self.node.on_mail_sent = self.hint
         self.node.attempts.on_free = self._slot_is_free
+        self.node.attempts.trust(begun + LEASE_S * TRUST)
         self._claims = Claims(self._store, self.node, self._host, self.namespace, self._limits)
         self._claims.stopped = self._leaving
         self._tasks = Tasks(self._store, self.node, self._host, self.namespace)
@@ -276,12 +281,14 @@ class Membership:
         """Raise the counter, however long a round takes, and keep the clock right."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            node_id = self.node.node_id
+            node_id, begun = self.node.node_id, asyncio.get_running_loop().time()
             try:
                 refused = not await self._store.heartbeat(node_id)
             except Exception as error:
                 logger.warning("the database does not take the heartbeat (%s); trying again", error)
                 continue
+            if not refused and node_id == self.node.node_id:
+                self.node.attempts.trust(begun + LEASE_S * TRUST)
             if isinstance(self._clock, DatabaseClock):
                 await self._clock.refresh()
             if refused and node_id == self.node.node_id and not self._must_rejoin:

@@ -120,7 +120,7 @@ def _ends_of(node: Node, hosted: Hosted) -> list[AttemptOver]:
 async def _keep_ends(node: Node, run_id: RunId, ends: list[AttemptOver], entry: Entry) -> None:
     """Put them into the run's mailbox, and only then release it."""
     now_us = node.clock.now_us()
-    mail = [NewMail(run_id, end_id(end), now_us, encode_message(end)) for end in ends]
+    mail = [NewMail(run_id, end_id(end), now_us, encode_message(end), beyond_limit=True) for end in ends]
     try:
         await patiently(lambda: node.store.send(mail))
     finally:

@@ -276,17 +276,17 @@ class Service:
                     await self._hint.wait()
 
     async def _tell_end(self, row: RunRow) -> None:
-        """A run that cannot be read is an error of those who wait for it, and no matter of anybody else."""
+        """One run that cannot be read must not leave those who wait for others without an answer."""
         try:
-            outcome = await self._last_event(row)
-        except (Busy, StoreUnavailable):
-            raise
-        except Exception as error:
+            self.closed(row.run_id, await self._last_event(row))
+        except DatabaseTooNew as error:
             for future in self._watched.get(row.run_id, ()):
                 if not future.done():
                     future.set_exception(error)
-        else:
-            self.closed(row.run_id, outcome)
+        except (Busy, StoreUnavailable):
+            raise
+        except Exception:
+            logger.exception("looking for the end of run %s failed; please report this bug", row.run_id)
 
     async def _last_event(self, row: RunRow) -> TerminalEvent:
         rows = await self.store.history(row.run_id, row.next_event - 1)

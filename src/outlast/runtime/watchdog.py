@@ -9,7 +9,7 @@ second. When none comes, what happens depends on whose code it is, and on how lo
     2 s           whoever blocks is named in the log, with its stack
     interrupt_s   (4 s, `Limits`) a turn, or a step of an async activity, is interrupted (see `interrupts`) and again
                   every tick: the run is parked with its error, the attempt fails as timed out
-    + 3 s         it is still there (C code that does not come back, code that swallows every exception, a task that
+    + 2 s         it is still there (C code that does not come back, code that swallows every exception, a task that
                   an activity has begun beside itself): the process ends, before the others would take its lease for
                   over. Whoever takes over journals the attempt as lost, so that its retry policy ends it; a run that
                   does so again and again is put into quarantine.
@@ -46,9 +46,9 @@ TICK_S = 0.5
 PATIENCE_S = 2.0
 """Long enough for a large turn or a checkpoint of the database; shorter than a lease by far."""
 
-GIVE_UP_S = 3.0
+GIVE_UP_S = 2.0
 """For interrupting, before the process ends. With the patience before it, shorter than the lease of 10 s, even if the
-last heartbeat was a second before it all began."""
+next heartbeat was due (after 2 s) when it all began."""
 
 TRIES = 40
 TRY_S = 0.005
@@ -173,6 +173,8 @@ class Watchdog:
                 return
             if self._book.current != number or self._stop.wait(TRY_S):
                 return
+            self._silent_s += TRY_S
+            self._same_s += TRY_S
 
     def _bark(self, frame: FrameType | None) -> None:
         if frame is None:

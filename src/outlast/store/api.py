@@ -7,9 +7,10 @@ A run is a row in `runs`, its history (rows in `journal`, one per turn, in order
 but those that count rows, and reads no clock; every time comes in as `now_us`.
 
 *The fence.* A commit for a run that exists names the `owner` and the `next_event` that the caller believes in.
-Where the open run's row says the same, everything in the commit is written; otherwise nothing of it is, the answer
-is FENCED, and the other commits of the batch are not touched by that. All commits of one batch share one
-transaction, so that they share one fsync; when `commit` returns, what it reports is on disk.
+Where the open run's row says the same, and no turn of the same node as new as this one, everything in the commit is
+written; otherwise nothing of it is, the answer is FENCED, and the other commits of the batch are not touched by that.
+All commits of one batch share one transaction, so that they share one fsync; when `commit` returns, what it reports
+is on disk.
 
 *No mail is lost at the edge.* A commit that closes or releases a run looks into its mailbox, under the same lock
 under which senders look at the run: if there is mail besides what the commit consumes, nothing is written and the
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -188,9 +189,12 @@ class Commit(Struct, frozen=True, gc=False):
 class Answer(Enum):
     COMMITTED = "committed"
     FENCED = "fenced"
-    """The run is closed, or has another owner or next_event than the fence says. Nothing of it was written."""
+    """The run is closed, or has another owner or next_event than the fence says; or this commit, or a later turn of
+    its node, is written already (turn ids of one node only grow): a copy that arrives late changes nothing, also where
+    no event moves the fence. Nothing of it was written by this call."""
     MAIL_WAITING = "mail waiting"
-    """The commit would close or release the run, but mail arrived that it does not consume. Nothing was written."""
+    """The commit would close or release the run, but mail arrived that it does not consume, or is about to arrive.
+    Nothing was written."""
     ID_IN_USE = "id in use"
     """The commit would create a run, but its workflow id is taken (see IdReuse), or the run id exists."""
 
@@ -203,6 +207,8 @@ class NewMail(Struct, frozen=True, gc=False):
     message_id: MessageId
     at_us: int
     body: bytes
+    beyond_limit: bool = False
+    """A full mailbox does not count: the end of an attempt, which has no sender who could try again later."""
 
 
 class Sent(Enum):
@@ -241,6 +247,10 @@ class Claimed(Struct, frozen=True, gc=False):
     """True if it was taken from a node that died, False if it had no owner."""
 
 
+HeldTask: TypeAlias = tuple[RunId, ActivityId, int]
+"""Run, activity, number of the attempt."""
+
+
 class TaskClaim(Struct, frozen=True, gc=False):
     node: NodeId
     namespace: Namespace
@@ -248,6 +258,9 @@ class TaskClaim(Struct, frozen=True, gc=False):
     activities: tuple[str, ...]
     now_us: int
     limit: int
+    held: tuple[HeldTask, ...] | None = None
+    """Not None: the node holds these and no others. Any other that is claimed by this very node was given to it by a
+    call whose answer it never got; it is given again, as lost if it was lost then."""
 
 
 class Task(Struct, frozen=True, gc=False):
@@ -261,7 +274,7 @@ class Task(Struct, frozen=True, gc=False):
     body: bytes
     lost: bool
     """True if another node had claimed this attempt and died: the attempt is lost and must not be run again;
-    deliver that as its outcome."""
+    deliver that as its outcome. It stays lost for whoever claims it next."""
 
 
 class NodeRow(Struct, frozen=True, gc=False):
@@ -339,7 +352,10 @@ class Store(Protocol):
 
     # the owner's side
     def commit(self, batch: Sequence[Commit]) -> Awaitable[list[Answer]]:
-        """Write the batch in one transaction; one answer per commit, in order. A run occurs at most once in a batch."""
+        """Write the batch in one transaction; one answer per commit, in order. A run occurs at most once in a batch.
+
+        Whether a start finds its workflow id free, if another commit of the batch gives it up, is up to the store.
+        """
         ...
 
     async def claim(self, claim: Claim) -> list[Claimed]:
@@ -374,8 +390,9 @@ class Store(Protocol):
 
     # dispatched activities
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
-        """Take up to `limit` visible tasks that are unclaimed, or claimed by a node that is not alive; those first,
-        then as they became visible. A node that has been declared dead gets nothing.
+        """Take up to `limit` visible tasks: first those claimed by a node that is not alive, then those that the node
+        has without knowing (see `TaskClaim.held`), then those that nobody has claimed; each as they became visible.
+        A node that has been declared dead gets nothing.
         """
         ...
 

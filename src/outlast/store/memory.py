@@ -12,18 +12,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import islice
 
 from msgspec.structs import replace
 
 from outlast.model.errors import StoreUnavailable
-from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
+from outlast.model.ids import TURN_BITS, ActivityId, Namespace, NodeId, RunId, TurnId, WorkflowId
 from outlast.store.api import (
     MAILBOX_LIMIT,
     Answer,
     Claim,
     Claimed,
     Commit,
+    HeldTask,
     IdReuse,
     JournalRow,
     Mail,
@@ -54,6 +56,7 @@ class _StoredTask:
     task: NewTask
     namespace: Namespace
     node: NodeId | None = None
+    lost: bool = False
 
 
 @dataclass(slots=True)
@@ -153,7 +156,7 @@ def _advance(data: Data, commit: Commit) -> Answer:
     run = data.runs.get(commit.run_id)
     if run is None or run.status is not RunStatus.OPEN:
         return Answer.FENCED
-    if run.owner != fence.owner or run.next_event != fence.next_event:
+    if run.owner != fence.owner or run.next_event != fence.next_event or _is_written(run, commit.turn_id):
         return Answer.FENCED
     release, parks = commit.release, commit.release is not None and commit.release.error is not None
     left = [mail for mail in data.mail_waiting_for(commit.run_id) if mail.mail_id not in commit.consume]
@@ -173,6 +176,13 @@ def _advance(data: Data, commit: Commit) -> Answer:
         run = replace(run, owner=None, wake_at_us=None, status=commit.status, closed_at_us=commit.at_us)
     data.runs[commit.run_id] = run
     return Answer.COMMITTED
+
+
+def _is_written(run: RunRow, turn_id: TurnId | None) -> bool:
+    """This turn, or a later one of its node. The turn ids of one node only grow."""
+    if turn_id is None or run.turn_id is None:
+        return False
+    return turn_id >> TURN_BITS == run.turn_id >> TURN_BITS and turn_id <= run.turn_id
 
 
 def _write_journal(data: Data, commit: Commit) -> None:
@@ -202,7 +212,8 @@ def _send(data: Data, mail: NewMail, mailbox_limit: int) -> Sent:
     if run.status is not RunStatus.OPEN:
         return Sent.CLOSED
     waiting = data.mail_waiting_for(mail.run_id)
-    if len(waiting) >= mailbox_limit and all(each.message_id != mail.message_id for each in waiting):
+    is_full = len(waiting) >= mailbox_limit and not mail.beyond_limit
+    if is_full and all(each.message_id != mail.message_id for each in waiting):
         return Sent.FULL
     data.put(mail)
     return Sent.ACCEPTED
@@ -254,21 +265,39 @@ def _take(data: Data, node: NodeId, run_id: RunId) -> Claimed | None:
 
 
 def _claim_tasks(data: Data, claim: TaskClaim) -> Iterator[Task]:
-    free: list[tuple[bool, int, tuple[RunId, ActivityId]]] = []
+    free: list[tuple[_Free, int, tuple[RunId, ActivityId]]] = []
     for key, stored in data.tasks.items():
+        why = _why_free(data, stored, (*key, stored.task.attempt), claim)
         if (
-            (stored.node is None or not data.is_alive(stored.node))
+            why is not None
             and stored.namespace == claim.namespace
             and stored.task.queue in claim.queues
             and stored.task.activity in claim.activities
             and stored.task.visible_at_us <= claim.now_us
         ):
-            free.append((stored.node is None, stored.task.visible_at_us, key))
-    for unclaimed, _, (run_id, activity_id) in sorted(free)[: claim.limit]:
+            free.append((why, stored.task.visible_at_us, key))
+    for why, _, (run_id, activity_id) in sorted(free)[: claim.limit]:
         stored = data.tasks[run_id, activity_id]
         stored.node = claim.node
+        stored.lost = stored.lost or why is _Free.LOST
         task = stored.task
-        yield Task(run_id, activity_id, task.activity, task.queue, task.attempt, task.body, lost=not unclaimed)
+        yield Task(run_id, activity_id, task.activity, task.queue, task.attempt, task.body, stored.lost)
+
+
+class _Free(IntEnum):
+    """Why a task may be taken; in this order they are."""
+
+    LOST = 0
+    OWN = 1
+    UNCLAIMED = 2
+
+
+def _why_free(data: Data, stored: _StoredTask, task: HeldTask, claim: TaskClaim) -> _Free | None:
+    if stored.node is None:
+        return _Free.UNCLAIMED
+    if stored.node == claim.node:
+        return None if claim.held is None or task in claim.held else _Free.OWN
+    return None if data.is_alive(stored.node) else _Free.LOST
 
 
 def _deliver(data: Data, node: NodeId, task: Task, mail: NewMail) -> bool:

@@ -260,6 +260,7 @@ class PostgresStore:
             [each.message_id for each in mail],
             [each.at_us for each in mail],
             [as_text(each.body, f"message {each.message_id}") for each in mail],
+            [each.beyond_limit for each in mail],
             self._mailbox_limit,
         )
         answers = [Sent(record["answer"]) for record in records]
@@ -272,9 +273,11 @@ class PostgresStore:
         queues = sorted(set(claim.queues))
         if self._session is not None:
             self._session.task_queues.update(queues)
+        held = [None] * 3 if claim.held is None else [[each[field] for each in claim.held] for field in range(3)]
         records = await self._write(
-            sql.CLAIM_TASKS, claim.node, claim.namespace, queues, list(claim.activities), claim.now_us, claim.limit
-        )
+            sql.CLAIM_TASKS, claim.node, claim.namespace, queues, list(claim.activities), claim.now_us, claim.limit,
+            *held,
+        )  # fmt: skip
         return [rows.task(record) for record in records]
 
     async def deliver(self, node: NodeId, task: Task, mail: NewMail) -> bool:

@@ -25,7 +25,7 @@ TURNS_AND_STARTS = (
 
 # --- mail, claims, tasks ----------------------------------------------------------------------------------------
 
-SEND = "SELECT answer, owner, queue FROM outlast.send_mail_1($1, $2, $3, $4, $5)"
+SEND = "SELECT answer, owner, queue FROM outlast.send_mail_1($1, $2, $3, $4, $5, $6)"
 
 CLAIM_RUNS = "SELECT (run).*, error, lost FROM outlast.claim_runs_1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 
@@ -33,7 +33,7 @@ TAKE_RUN = "SELECT (run).*, error, lost FROM outlast.take_run_1($1, $2)"
 
 CLAIM_TASKS = """
 SELECT run_id, activity_id, activity, queue, attempt, body, lost
-  FROM outlast.claim_tasks_1($1, $2, $3, $4, $5, $6)
+  FROM outlast.claim_tasks_1($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 
 DELIVER = "SELECT owner, queue FROM outlast.deliver_1($1, $2, $3, $4, $5, $6, $7)"

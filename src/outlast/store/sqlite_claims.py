@@ -81,8 +81,11 @@ def claim_tasks(db: sqlite3.Connection, claim: TaskClaim) -> list[Task]:
     if not _is_alive(db, claim.node):
         return []
     tasks: list[Task] = []
-    for way in (sql.LOST_TASKS, sql.FREE_TASKS):
+    ways = [sql.LOST_TASKS, sql.FREE_TASKS] if claim.held is None else [sql.LOST_TASKS, sql.OWN_TASKS, sql.FREE_TASKS]
+    for way in ways:
         wanted: dict[str, Value] = {
+            "node": claim.node,
+            "held": as_json(claim.held),
             "namespace": claim.namespace,
             "queues": as_json(sorted(set(claim.queues))),
             "activities": as_json(claim.activities),
@@ -91,7 +94,7 @@ def claim_tasks(db: sqlite3.Connection, claim: TaskClaim) -> list[Task]:
         }
         (text,) = db.execute(way, wanted).fetchone()
         tasks += decode_tasks(text)
-    db.executemany(sql.TAKE_TASK, [(claim.node, task.run_id, task.activity_id) for task in tasks])
+    db.executemany(sql.TAKE_TASK, [(claim.node, task.lost, task.run_id, task.activity_id) for task in tasks])
     return tasks
 
 

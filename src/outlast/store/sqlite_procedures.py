@@ -8,9 +8,10 @@ A batch of commits is therefore ONE statement: an INSERT of all its turns into t
 for each of them what a stored procedure would do elsewhere. When it stands alone it is its own transaction.
 
 A trigger that finds a turn in the wrong stops the whole statement with RAISE(ABORT, reason), which undoes it;
-`sqlite_writer.py` then halves the batch until the losers stand alone. The reasons are the values of `Answer` and `Sent`.
-Views and triggers are TEMP: they belong to the connection, and so always to the code that uses it, whatever release
-has last migrated the file. Measured for 64 runs with fsync, rows/s alone and beside a thread that burns Python:
+`sqlite_writer.py` then halves the batch until the losers stand alone. The reasons are the values of `Answer`
+and `Sent`. Views and triggers are TEMP: they belong to the connection, and so always to the code that uses it,
+whatever release has last migrated the file. Measured for 64 runs with fsync, rows/s alone and beside a thread that
+burns Python:
 
     INSERT into a view with triggers    35,000 - 46,000      8,800
     multi-row UPDATE FROM and INSERT    29,000               2,300
@@ -24,6 +25,8 @@ TEXT costs the same as BLOB, and can be read.
 from __future__ import annotations
 
 from functools import cache
+
+from outlast.model.ids import TURN_BITS
 
 # One row per commit. `status` is NULL for a run that goes on, 'open' for a release, else how the run ends.
 # The last four are JSON and mostly NULL: mail ids, activity ids, tasks as objects, the columns of a new run.
@@ -62,6 +65,11 @@ _ADD_TASKS = """
      WHERE NEW.add_tasks IS NOT NULL;
 """
 
+# Owner and next event are as the commit says, and it is no copy that arrives late: the turn ids of a node only grow.
+_FENCE = f"""owner = NEW.owner AND next_event = NEW.next_event AND status = 'open'
+       AND (NEW.turn_id > turn_id OR NEW.turn_id >> {TURN_BITS} <> turn_id >> {TURN_BITS}
+            OR NEW.turn_id IS NULL OR turn_id IS NULL)"""
+
 # Advance, release or close a run. The order: runs, journal, mailbox, tasks.
 # Two UPDATEs, because the first one, which nearly all commits take, must name no column of an index.
 # Rows that only fill up the statement have no run_id.
@@ -72,7 +80,7 @@ BEGIN
        SET next_event = NEW.next_event + NEW.count,
            turn_id = coalesce(NEW.turn_id, turn_id),
            claims = 0
-     WHERE run_id = NEW.run_id AND owner = NEW.owner AND next_event = NEW.next_event AND status = 'open'
+     WHERE run_id = NEW.run_id AND {_FENCE}
        AND NEW.status IS NULL;
     SELECT RAISE(ABORT, 'fenced') WHERE NEW.status IS NULL AND changes() = 0;
 
@@ -84,7 +92,7 @@ BEGIN
            wake_at_us = NEW.wake_at_us,
            status = NEW.status,
            closed_at_us = CASE WHEN NEW.status <> 'open' THEN NEW.at_us END
-     WHERE run_id = NEW.run_id AND owner = NEW.owner AND next_event = NEW.next_event AND status = 'open'
+     WHERE run_id = NEW.run_id AND {_FENCE}
        AND NEW.status IS NOT NULL;
     SELECT RAISE(ABORT, 'fenced') WHERE NEW.status IS NOT NULL AND changes() = 0;
 
@@ -152,7 +160,7 @@ BEGIN
 END
 """
 
-OUTGOING_COLUMNS = ("run_id", "message_id", "at_us", "body")
+OUTGOING_COLUMNS = ("run_id", "message_id", "at_us", "body", "beyond_limit")
 
 OUTGOING = f"CREATE TEMP VIEW outgoing AS SELECT {', '.join(f'NULL AS {column}' for column in OUTGOING_COLUMNS)}"
 
@@ -164,6 +172,7 @@ BEGIN
     SELECT RAISE(ABORT, 'closed') WHERE EXISTS (SELECT 1 FROM runs WHERE run_id = NEW.run_id AND status <> 'open');
     SELECT RAISE(ABORT, 'full')
      WHERE (SELECT count(*) FROM mailbox WHERE run_id = NEW.run_id) >= {mailbox_limit:d}
+       AND NOT NEW.beyond_limit
        AND NOT EXISTS (SELECT 1 FROM mailbox WHERE run_id = NEW.run_id AND message_id = NEW.message_id);
 
     INSERT INTO mailbox (run_id, message_id, owner, at_us, body)

@@ -70,7 +70,8 @@ def _task(task: NewTask) -> dict[str, Value]:
 
 
 def mail_row(mail: NewMail) -> Row:
-    return (mail.run_id, mail.message_id, mail.at_us, as_text(mail.body, f"message {mail.message_id}"))
+    body = as_text(mail.body, f"message {mail.message_id}")
+    return (mail.run_id, mail.message_id, mail.at_us, body, mail.beyond_limit)
 
 
 # --- out --------------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ TASKS_OF = _gathered(
 )
 
 # Candidates come as the fields of `Task`: first those nobody claimed ...
-_TASK = "json_array(run_id, activity_id, activity, queue, attempt, body, node IS NOT NULL)"
+_TASK = "json_array(run_id, activity_id, activity, queue, attempt, body, lost)"
 
 FREE_TASKS = _gathered(
     _TASK,
@@ -202,9 +202,25 @@ SELECT *
 """,
 )
 
+# ... those that the claimer itself has, and does not know of ...
+OWN_TASKS = _gathered(
+    _TASK,
+    """
+SELECT *
+  FROM tasks
+ WHERE node = :node AND namespace = :namespace AND queue IN (SELECT value FROM json_each(:queues))
+   AND visible_at_us <= :now_us AND activity IN (SELECT value FROM json_each(:activities))
+   AND (run_id, activity_id, attempt) NOT IN (
+       SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+         FROM json_each(:held))
+ ORDER BY visible_at_us, run_id, activity_id
+ LIMIT :limit
+""",
+)
+
 # ... and those whose claimer is not alive.
 LOST_TASKS = _gathered(
-    _TASK,
+    "json_array(run_id, activity_id, activity, queue, attempt, body, 1)",
     """
 WITH RECURSIVE claimers (node) AS (
     SELECT (SELECT min(node) FROM tasks WHERE node IS NOT NULL)
@@ -222,7 +238,7 @@ SELECT *
 """,
 )
 
-TAKE_TASK = "UPDATE tasks SET node = ? WHERE run_id = ? AND activity_id = ?"
+TAKE_TASK = "UPDATE tasks SET node = ?, lost = ? WHERE run_id = ? AND activity_id = ?"
 
 REMOVE_TASK = "DELETE FROM tasks WHERE run_id = ? AND activity_id = ? AND attempt = ? AND node = ?"
 

@@ -258,7 +258,7 @@ class SqliteWriter:
         held = (task.run_id, task.activity_id, task.attempt, node)
         if self._db.execute(sql.REMOVE_TASK, held).rowcount == 0:
             return False
-        run_id, message_id, at_us, body = mail_row(mail)
+        run_id, message_id, at_us, body, _ = mail_row(mail)
         self._db.execute(sql.DELIVER, {"run_id": run_id, "message_id": message_id, "at_us": at_us, "body": body})
         return True
 

@@ -98,6 +98,7 @@ CREATE TABLE outlast.tasks (
     attempt       integer NOT NULL,
     visible_at_us bigint  NOT NULL,
     node          bigint,                        -- who claimed the attempt
+    lost          boolean NOT NULL DEFAULT false, -- another node had claimed it before, and died
     body          text    NOT NULL,              -- JSON
     PRIMARY KEY (run_id, activity_id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
@@ -149,8 +150,14 @@ BEGIN
      WHERE change.run_id = ANY (won)
         ON CONFLICT (run_id, activity_id) DO UPDATE
        SET activity = excluded.activity, queue = excluded.queue, attempt = excluded.attempt,
-           visible_at_us = excluded.visible_at_us, node = NULL, body = excluded.body;
+           visible_at_us = excluded.visible_at_us, node = NULL, lost = false, body = excluded.body;
 END $$;
+
+-- Whether a turn is not a copy that arrives late: the turn ids of one node only grow.
+CREATE FUNCTION outlast.is_newer_1(turn_id bigint, written bigint) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT turn_id > written OR turn_id >> 40 <> written >> 40 OR turn_id IS NULL OR written IS NULL
+$$;
 
 -- Advance, release or close runs. One element per commit in each array; `status` is NULL for a run that goes on,
 -- 'open' for a release, else how the run ends; statuses, wakes, errors are NULL if no run of the batch leaves.
@@ -174,11 +181,11 @@ BEGIN
     IF statuses IS NOT NULL THEN
         SELECT coalesce(array_agg(leaving.place), '{}') INTO locked
           FROM (SELECT turn.place
-                  FROM unnest(run_ids, owners, next_events, statuses)
-                       WITH ORDINALITY AS turn (run_id, owner, next_event, status, place)
+                  FROM unnest(run_ids, owners, next_events, turn_ids, statuses)
+                       WITH ORDINALITY AS turn (run_id, owner, next_event, turn_id, status, place)
                   JOIN outlast.runs ON runs.run_id = turn.run_id
                  WHERE turn.status IS NOT NULL AND runs.owner = turn.owner AND runs.next_event = turn.next_event
-                   AND texteq(runs.status, 'open')
+                   AND texteq(runs.status, 'open') AND outlast.is_newer_1(turn.turn_id, runs.turn_id)
                  ORDER BY turn.run_id
                    FOR UPDATE OF runs SKIP LOCKED) AS leaving;
 
@@ -202,7 +209,7 @@ BEGIN
                WITH ORDINALITY AS turn (run_id, owner, next_event, count, turn_id, at_us, events, status, wake_at_us,
                                         error, place)
          WHERE runs.run_id = turn.run_id AND runs.owner = turn.owner AND runs.next_event = turn.next_event
-           AND texteq(runs.status, 'open')
+           AND texteq(runs.status, 'open') AND outlast.is_newer_1(turn.turn_id, runs.turn_id)
            AND (turn.status IS NULL OR turn.place = ANY (locked) AND turn.place <> ALL (waiting))
      RETURNING turn.place, turn.run_id, turn.next_event, turn.count, turn.turn_id, turn.at_us, turn.events, turn.status
     ), written AS (
@@ -236,11 +243,12 @@ BEGIN
                     WHEN turn.status IS NOT NULL AND turn.place <> ALL (locked)
                          AND EXISTS (SELECT 1 FROM outlast.runs
                                       WHERE runs.run_id = turn.run_id AND runs.owner = turn.owner
-                                        AND runs.next_event = turn.next_event AND texteq(runs.status, 'open'))
+                                        AND runs.next_event = turn.next_event AND texteq(runs.status, 'open')
+                                        AND outlast.is_newer_1(turn.turn_id, runs.turn_id))
                     THEN 'mail waiting'
                     ELSE 'fenced' END
-          FROM unnest(run_ids, owners, next_events, statuses)
-               WITH ORDINALITY AS turn (run_id, owner, next_event, status, place)
+          FROM unnest(run_ids, owners, next_events, turn_ids, statuses)
+               WITH ORDINALITY AS turn (run_id, owner, next_event, turn_id, status, place)
          WHERE turn.place <> ALL (coalesce(taken, '{}'));
     END IF;
 END $$;
@@ -371,7 +379,7 @@ END $$;
 
 -- Send messages. One row per message: what became of it, and whose run it was sent to.
 CREATE FUNCTION outlast.send_mail_1(
-    run_ids text[], message_ids text[], at_us bigint[], bodies text[], mailbox_limit integer
+    run_ids text[], message_ids text[], at_us bigint[], bodies text[], beyond_limit boolean[], mailbox_limit integer
 ) RETURNS TABLE (answer text, owner bigint, queue text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -391,7 +399,7 @@ BEGIN
         ELSE
             SELECT count(*) INTO waiting
               FROM (SELECT 1 FROM outlast.mailbox WHERE mailbox.run_id = run_ids[i] LIMIT mailbox_limit) AS mail;
-            IF waiting >= mailbox_limit AND NOT EXISTS (
+            IF waiting >= mailbox_limit AND NOT beyond_limit[i] AND NOT EXISTS (
                 SELECT 1 FROM outlast.mailbox
                  WHERE mailbox.run_id = run_ids[i] AND mailbox.message_id = message_ids[i])
             THEN
@@ -614,9 +622,11 @@ $$;
 
 -- --- tasks -----------------------------------------------------------------------------------------------------
 
--- The lost ones first: their runs have waited longest.
+-- The lost ones first: their runs have waited longest. Then what the claimer has and does not know of: all but the
+-- held_* (run, activity, attempt: one element each), unless those are NULL.
 CREATE FUNCTION outlast.claim_tasks_1(
-    claimer bigint, of_namespace text, of_queues text[], of_activities text[], now_us bigint, max_tasks integer
+    claimer bigint, of_namespace text, of_queues text[], of_activities text[], now_us bigint, max_tasks integer,
+    held_runs text[], held_activities text[], held_attempts integer[]
 ) RETURNS TABLE (run_id text, activity_id text, activity text, queue text, attempt integer, body text, lost boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -639,6 +649,15 @@ BEGIN
          WHERE tasks.namespace = of_namespace AND tasks.queue = ANY (of_queues)
            AND tasks.activity = ANY (of_activities) AND tasks.visible_at_us <= now_us
         UNION ALL
+        SELECT tasks.run_id, tasks.activity_id, tasks.node, tasks.visible_at_us
+          FROM outlast.tasks
+         WHERE held_runs IS NOT NULL AND tasks.node = claimer AND tasks.node IS NOT NULL
+           AND tasks.namespace = of_namespace AND tasks.queue = ANY (of_queues)
+           AND tasks.activity = ANY (of_activities) AND tasks.visible_at_us <= now_us
+           AND (tasks.run_id, tasks.activity_id, tasks.attempt) NOT IN (
+               SELECT held.run_id, held.activity_id, held.attempt
+                 FROM unnest(held_runs, held_activities, held_attempts) AS held (run_id, activity_id, attempt))
+        UNION ALL
         SELECT visible.run_id, visible.activity_id, NULL, visible.visible_at_us
           FROM unnest(of_queues) AS hosted (queue)
          CROSS JOIN LATERAL (
@@ -653,19 +672,21 @@ BEGIN
           FROM candidates
           JOIN outlast.tasks ON tasks.run_id = candidates.run_id AND tasks.activity_id = candidates.activity_id
          WHERE tasks.node IS NOT DISTINCT FROM candidates.node
-         ORDER BY candidates.node IS NULL, candidates.visible_at_us, tasks.run_id, tasks.activity_id
+         ORDER BY candidates.node IS NULL, candidates.node IS NOT DISTINCT FROM claimer,
+                  candidates.visible_at_us, tasks.run_id, tasks.activity_id
          LIMIT max_tasks
            FOR UPDATE OF tasks SKIP LOCKED
     ), claimed AS (
-        UPDATE outlast.tasks SET node = claimer
+        UPDATE outlast.tasks SET node = claimer, lost = tasks.lost OR free.node <> claimer AND free.node IS NOT NULL
           FROM free WHERE tasks.run_id = free.run_id AND tasks.activity_id = free.activity_id
      RETURNING tasks.run_id, tasks.activity_id, tasks.activity, tasks.queue, tasks.attempt, tasks.body,
-               tasks.visible_at_us, free.node IS NOT NULL AS lost
+               tasks.visible_at_us, tasks.lost, free.node
     )
     SELECT claimed.run_id, claimed.activity_id, claimed.activity, claimed.queue, claimed.attempt, claimed.body,
            claimed.lost
       FROM claimed
-     ORDER BY NOT claimed.lost, claimed.visible_at_us, claimed.run_id, claimed.activity_id;
+     ORDER BY claimed.node IS NULL, claimed.node IS NOT DISTINCT FROM claimer,
+              claimed.visible_at_us, claimed.run_id, claimed.activity_id;
 END $$;
 
 -- Remove a task and put its outcome into the run's mailbox. No look at the limit of the mailbox: an outcome has no

@@ -87,6 +87,7 @@ CREATE TABLE tasks (
     attempt       INTEGER NOT NULL,
     visible_at_us INTEGER NOT NULL,
     node          INTEGER,                       -- who claimed the attempt
+    lost          INTEGER NOT NULL DEFAULT 0,    -- another node had claimed it before, and died
     body          TEXT    NOT NULL,              -- JSON
     PRIMARY KEY (run_id, activity_id)
 ) WITHOUT ROWID;
