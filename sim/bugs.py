@@ -23,10 +23,21 @@ from outlast.engine import decide
 from outlast.model.errors import CommitUnknown
 from outlast.model.events import ActivityCompleted, TimerFired, WorkflowExecutionCancelRequested
 from outlast.model.inputs import AttemptSucceeded, CancelRequested, TimerDue
-from outlast.runtime import alarms, committer, handover, hosted, loading, membership, node, parking
+from outlast.runtime import (
+    alarms,
+    committer,
+    handover,
+    hosted,
+    loading,
+    membership,
+    node,
+    parking,
+    strays,
+    tasks,
+)
 from outlast.runtime.patience import patiently
 from outlast.store import sqlite_claims, sqlite_procedures, sqlite_sql
-from outlast.store.api import Answer, Fence
+from outlast.store.api import Answer, Fence, TaskClaim
 from sim import database, seam
 
 Plant = Callable[[ExitStack], None]
@@ -300,18 +311,15 @@ def _heartbeat_accepted(stack: ExitStack) -> None:
 
 
 @bug("a node that does not know what it has claimed goes on")
-def _no_rejoin(stack: ExitStack) -> None:
-    original = membership.Membership._round
+def _claims_forgotten(stack: ExitStack) -> None:
+    async def look(self: Any) -> None:
+        pass
 
-    async def make_round(self: Any, *args: Any) -> None:
-        before = self._must_rejoin
-        try:
-            await original(self, *args)
-        except CommitUnknown:
-            self._must_rejoin = before
-            raise
+    def task_claim(*args: Any) -> TaskClaim:
+        return replace(TaskClaim(*args), held=None)
 
-    swap(stack, membership.Membership, "_round", make_round)
+    swap(stack, strays.Strays, "look", look)
+    swap(stack, tasks, "TaskClaim", task_claim)
 
 
 @bug("claims are counted and never set back")

@@ -163,7 +163,7 @@ class World:
 
     def written(self, process: Process, method: str, args: Sequence[Any], answer: Any) -> None:
         """Something was written: look at everything that it may have touched."""
-        self.checks.latest_us = max(self.checks.latest_us, self.wall_us() + 1_000_000)
+        self._mark_time()
         if method != "heartbeat":
             self.note(process.name, f"{method} -> {brief(method, args, answer)}")
         try:
@@ -280,8 +280,12 @@ class World:
         self.note(process.name, "is started")
         process.begin()
 
+    def _mark_time(self) -> None:
+        self.checks.latest_us = max(self.checks.latest_us, self.wall_us() + 1_000_000)
+
     def _strike(self, fault: NodeFault) -> None:
         if fault.kind == "clock jump":
+            self._mark_time()  # a write with a time from before may be on its way
             self._jump_us += _us(fault.lasts_s)
             self.covered["clock jump"] += 1
             self.note("*", f"the clock jumps by {fault.lasts_s} s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import EllipsisType
 
 from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, TurnId, WorkflowId
@@ -21,6 +21,7 @@ from outlast.store.api import (
     RunRow,
     RunStatus,
     Store,
+    Task,
     TaskClaim,
 )
 
@@ -153,8 +154,10 @@ def task_claim(
     queues: Sequence[str] = (QUEUE,),
     activities: Sequence[str] = (ACTIVITY,),
     namespace: Namespace = NAMESPACE,
+    held: Iterable[Task] | None = None,
 ) -> TaskClaim:
-    return TaskClaim(node, namespace, tuple(queues), tuple(activities), now_us, limit)
+    names = None if held is None else tuple((each.run_id, each.activity_id, each.attempt) for each in held)
+    return TaskClaim(node, namespace, tuple(queues), tuple(activities), now_us, limit, names)
 
 
 async def commit_one(store: Store, commit: Commit) -> Answer:

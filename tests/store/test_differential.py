@@ -54,6 +54,7 @@ EXPECTED = {
         for hit in ("some", "none")
     ),
     *(f"{name} {answer}" for name in ("heartbeat", "declare dead", "deliver", "find") for answer in (True, False)),
+    *("claim task again some", "claim task again none", "claim lost task again"),
     *("claim task lost", "closed at once", "parked with mail"),
 }
 
@@ -113,6 +114,7 @@ class Walk:
             *[self.send] * 4,
             *[self.claim] * 3,
             *[self.claim_tasks] * 2,
+            self.claim_tasks_again,
             *[self.deliver] * 2,
             *(self.heartbeat, self.declare_dead, self.join, self.look, self.take),
         ]
@@ -235,6 +237,9 @@ class Walk:
         if got and self.random.random() < 0.4:  # as if one of them had killed it; else suspects would be rare
             await self.all(lambda store: store.declare_dead(wanted.node))
             await self.join()
+            if self.random.random() < 0.5:
+                heir = replace(wanted, node=self.nodes[-1], suspect=True)
+                self.count("claim suspect", bool(await self.all(lambda store: store.claim(heir))))
 
     async def take(self) -> None:
         node, number = self.a_node(), self.random.randrange(RUNS)
@@ -255,6 +260,26 @@ class Walk:
         self.count("claim tasks", bool(got))
         self.seen["claim task lost"] += any(each.lost for each in got)
         self.tasks += [(node, each) for each in got]
+
+    async def claim_tasks_again(self) -> None:
+        """When no more are free: what comes then was the node's already."""
+        node = self.random.choice(self.tasks[-9:])[0] if self.tasks else self.a_node()
+        wanted = task_claim(node, now_us=self.now_us, limit=100, queues=QUEUES, activities=ACTIVITIES)
+        got = await self.all(lambda store: store.claim_tasks(wanted))
+        self.tasks += [(node, each) for each in got]
+        known = [task for owner, task in self.tasks if owner == node]
+        held = task_claim(
+            node,
+            now_us=self.now_us,
+            limit=self.random.randint(1, 3),
+            queues=self.some(QUEUES),
+            activities=self.some(ACTIVITIES),
+            held=[task for task in known if self.random.random() < 0.3],
+        )
+        again = await self.all(lambda store: store.claim_tasks(held))
+        assert set(again) <= set(known)
+        self.count("claim task again", bool(again))
+        self.seen["claim lost task again"] += any(each.lost for each in again)
 
     async def deliver(self) -> None:
         if self.tasks:

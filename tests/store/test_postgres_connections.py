@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
 import postgres
-from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
+from outlast.model.errors import Busy, CommitUnknown, InternalError, StoreUnavailable
 from outlast.model.ids import NodeId
-from outlast.store import postgres_connection
+from outlast.store import postgres_connection, postgres_session
+from outlast.store import postgres_sql as sql
 from outlast.store.api import Answer, RunStatus, Sent
 from outlast.store.postgres import PostgresStore
+from outlast.store.postgres_connection import Line
+from outlast.store.postgres_errors import translated
 from store.building import claim, commit_one, mail, marks, row, run_id, start, task, turn, until
 from store.staging import Stage, Wire, end, staged
 from store.staging import claim as claim_over
@@ -141,6 +147,21 @@ async def test_a_deadlock_means_that_nothing_was_written(url: str, stage: Stage)
     assert await store.commit([turn(1, A, 2), turn(2, A, 2)]) == [Answer.COMMITTED] * 2
 
 
+async def test_runs_of_a_batch_are_locked_in_the_order_of_their_ids(stage: Stage) -> None:
+    """Else a batch that was given up, and is still at work, and one that has its runs again could block each other."""
+    store = await stage.store()
+    await store.commit([start(1, owner=A), start(2, owner=A)])
+    holder, other = await stage.transaction(), await stage.connection()
+    await holder.execute("SELECT 1 FROM outlast.runs WHERE run_id = $1 FOR UPDATE", run_id(1))
+
+    writing = await stage.waits(store.commit([turn(2, A, 2), turn(1, A, 2)]))
+
+    free = await other.fetch("SELECT run_id FROM outlast.runs FOR UPDATE SKIP LOCKED")
+    await end(holder)
+    assert await writing == [Answer.COMMITTED] * 2
+    assert [found["run_id"] for found in free] == [run_id(2)]
+
+
 async def test_a_lock_that_is_not_to_be_had_means_that_nothing_was_written(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,18 +270,153 @@ async def test_a_node_whose_session_was_cut_comes_back_before_it_is_believed_gon
     assert seen == {False}
 
 
+async def test_a_node_whose_session_is_cut_and_has_other_connections_is_not_gone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_session, "GONE_FOR_S", 0.0)  # the second look is believed
+    store, other = await stage.store(), await stage.store()
+    node = await other.join("n")
+    observer = await stage.connection()
+    await observer.execute("UPDATE outlast.nodes SET backend_pid = backend_pid + 1000000")  # its session has ended
+    assert [await _gone(store, node) for _ in range(3)] == [False, False, False]
+
+    await observer.execute("UPDATE outlast.nodes SET client = 'somebody with no connection'")
+    assert [await _gone(store, node) for _ in range(3)] == [False, True, True]
+
+
 async def test_a_process_of_the_server_with_the_same_number_is_not_taken_for_the_node_s(stage: Stage) -> None:
     store = await stage.store()
     node = await store.join("n")
     observer = await stage.connection()
     await observer.execute(
-        "UPDATE outlast.nodes SET backend_pid = pg_backend_pid(), backend_start = backend_start - interval '1 ms'"
+        "UPDATE outlast.nodes SET client = 'nobody', backend_pid = pg_backend_pid(), "
+        "backend_start = backend_start - interval '1 ms'"
     )
 
     async def is_gone() -> bool:
         return await _gone(store, node)
 
     await until(is_gone)
+
+
+async def test_a_crash_of_one_process_of_the_server_makes_nobody_gone(url: str, stage: Stage) -> None:
+    """The server then ends all the others too, and begins anew, but is as old as before."""
+    store, other = await stage.store(), await stage.store()
+    node = await other.join("n")
+    await other.close()
+
+    async def is_gone() -> bool:
+        return await _gone(store, node)
+
+    await until(is_gone)
+    if "://" in os.environ.get(postgres.CHOSEN, ""):
+        pytest.skip("the server was not started here, so its processes are not killed here either")
+    victim = await stage.connection()
+    os.kill(victim.get_server_pid(), signal.SIGKILL)
+
+    async def is_cut() -> bool:
+        return bool(victim.is_closed())
+
+    await until(is_cut)
+
+    async def works_again() -> bool:
+        try:
+            return bool(await store.nodes())
+        except StoreUnavailable:
+            return False
+
+    await until(works_again)
+    observer = await stage.connection()
+    assert [each["gone"] for each in await observer.fetch(sql.NODES)] == [False]
+
+
+async def test_a_heartbeat_that_was_held_up_does_not_bring_a_session_back_that_was_cut(stage: Stage) -> None:
+    store = await stage.store()
+    node = await store.join("n")
+    observer = await stage.connection()
+    of_session = "SELECT counter, backend_pid, backend_start FROM outlast.nodes"
+    _, pid, started = await observer.fetchrow(of_session)
+    await observer.execute(sql.REGISTER, [node], pid + 1, started + timedelta(microseconds=1))
+
+    assert await observer.fetch(sql.HEARTBEAT, node, pid, started)
+
+    assert tuple(await observer.fetchrow(of_session)) == (1, pid + 1, started + timedelta(microseconds=1))
+
+
+async def test_a_node_that_finds_no_new_session_lives_by_its_heartbeat(url: str, stage: Stage) -> None:
+    """As on a server that has no room for one more connection."""
+    store, observer = await stage.store(), await stage.connection()
+    node = await store.join("n")
+    admin = await asyncpg.connect(postgres.server_url())
+    name = postgres.database_of(url)
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    session = await observer.fetchval("SELECT backend_pid FROM outlast.nodes")
+    await admin.execute("SELECT pg_terminate_backend($1, 10000)", session)
+
+    async def says_so() -> bool:
+        return await observer.fetchval("SELECT backend_pid IS NULL FROM outlast.nodes") is True
+
+    await until(says_so)
+    assert await store.heartbeat(node)
+    assert [each["gone"] for each in await observer.fetch(sql.NODES)] == [False]
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    await admin.close()
+
+    async def has_one_again() -> bool:
+        return await observer.fetchval("SELECT backend_pid IS NOT NULL FROM outlast.nodes") is True
+
+    await until(has_one_again)
+
+
+# --- what the role or the database prefers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_settings_of_the_database_do_not_change_what_the_store_rests_on(url: str, pooled: bool) -> None:
+    database = await asyncpg.connect(url)
+    for setting in ("default_transaction_isolation = 'serializable'", "statement_timeout = 1", "lock_timeout = 1"):
+        await database.execute(f"ALTER DATABASE {postgres.database_of(url)} SET {setting}")
+    await database.close()
+    line = Line(url, "here", "outlast test", pooled=pooled)
+    names = ("transaction_isolation", "statement_timeout", "lock_timeout")
+
+    (found,) = await line.fetch("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+
+    assert tuple(found) == ("read committed", "15s", "5s")
+    await line.close()
+
+
+async def test_an_error_with_which_the_server_ends_the_session_leaves_a_commit_unknown() -> None:
+    """Also one that has no class of its own here: what ended the session may have come after the commit."""
+    ended = asyncpg.PostgresError.new({"S": "FATAL", "V": "FATAL", "C": "57P05", "M": "terminating connection"})
+    refused = asyncpg.PostgresError.new({"S": "ERROR", "V": "ERROR", "C": "23505", "M": "duplicate key"})
+
+    assert isinstance(translated(ended, "here", writing=True), CommitUnknown)
+    assert isinstance(translated(ended, "here", writing=False), StoreUnavailable)
+    assert isinstance(translated(refused, "here", writing=True), InternalError)
+
+
+async def test_a_connection_that_cannot_be_set_up_is_not_left_open(
+    url: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = await stage.connection()
+    monkeypatch.setattr(postgres_connection, "_SET", "SET nobody_knows_this = 1")
+    kept: list[object] = []  # else it ends when it is collected
+    connecting = asyncpg.connect
+
+    async def connect(*args: object, **options: object) -> object:
+        kept.append(await connecting(*args, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+
+    with pytest.raises(StoreUnavailable, match="nobody_knows_this"):
+        await postgres_connection.connect(url, "here", "outlast test", pooled=False)
+
+    async def is_closed() -> bool:
+        return await observer.fetchval(f"SELECT count(*) FROM ({postgres.BACKENDS}) AS others") == 0
+
+    await until(is_closed)
 
 
 # --- hints ----------------------------------------------------------------------------------------------------------
@@ -286,6 +442,48 @@ async def test_hints_come_again_after_all_connections_were_cut(url: str, stage: 
         return heard.is_set()
 
     await until(hears)
+
+
+async def test_a_hint_for_a_queue_whose_name_has_a_line_s_end_is_heard(stage: Stage) -> None:
+    store, other = await stage.store(), await stage.store()
+    await store.claim(claim(await store.join("n"), queues=["a\nqueue"]))
+    heard = asyncio.Event()
+    store.on_change(heard.set)
+
+    await other.commit([start(1, queue="a\nqueue")])
+
+    await asyncio.wait_for(heard.wait(), 30)
+
+
+async def test_a_session_whose_other_end_is_gone_without_a_word_is_opened_again(
+    stage: Stage, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connection, "COMMAND_TIMEOUT_S", 0.2)
+    store, other = await stage.store(wire.url), await stage.store()
+    node = await store.join("n")
+    await store.claim(claim(node))
+    observer = await stage.connection()
+    before = await observer.fetchval("SELECT backend_pid FROM outlast.nodes")
+    session = store._session
+    assert session is not None
+    wire.deaf = True
+    session.tell("q")
+    await wire.swallowed.wait()
+
+    async def is_cut() -> bool:
+        return session.pid is None
+
+    await until(is_cut)
+    wire.hang_up()  # and from now on it works again
+
+    async def has_another() -> bool:
+        return await observer.fetchval("SELECT backend_pid FROM outlast.nodes") not in (None, before)
+
+    await until(has_another)
+    heard = asyncio.Event()
+    store.on_change(heard.set)
+    await other.commit([start(1)])
+    await asyncio.wait_for(heard.wait(), 30)
 
 
 async def _write_everything(stage: Stage) -> None:

@@ -77,7 +77,7 @@ async def test_many_stores_share_few_sessions_of_the_server(url: str) -> None:
 async def test_a_transaction_that_a_stopped_client_leaves_open_behind_a_pooler_does_not_last(url: str) -> None:
     async with staged(url) as stage:
         await (await stage.store()).join("n")
-        line = Line(url, "here", pooled=True)
+        line = Line(url, "here", "outlast test", pooled=True)
 
         (limits,) = await line.fetch(
             "SELECT current_setting('idle_in_transaction_session_timeout'), current_setting('lock_timeout')"

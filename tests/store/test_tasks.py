@@ -81,6 +81,72 @@ async def test_the_attempt_of_a_dead_node_is_handed_on_as_lost(store: Store) -> 
     assert await store.deliver(third, again[1], mail(1, "m"))
 
 
+# --- tasks that a node has and does not know of ---------------------------------------------------------------------
+
+
+async def test_a_node_that_says_what_it_holds_is_given_the_rest_again(store: Store) -> None:
+    node, other = await store.join("n"), await store.join("o")
+    await store.commit([start(1, owner=A, add_tasks=[task(each, visible_at_us=9 - int(each)) for each in "1234"])])
+    known, *unknown = await store.claim_tasks(task_claim(node, limit=3))
+    assert ids([known, *unknown]) == [(1, "4"), (1, "3"), (1, "2")]
+
+    assert await store.claim_tasks(task_claim(other, limit=0, held=[])) == []
+    assert await store.claim_tasks(task_claim(node, activities=["another"], held=[known])) == []
+    assert await store.claim_tasks(task_claim(node, limit=1, held=[known])) == unknown[:1]
+    again = await store.claim_tasks(task_claim(node, held=[known]))
+    assert again[:2] == unknown, "those before what is free"
+    assert ids(again[2:]) == [(1, "1")]
+    assert not any(each.lost for each in again)
+    assert await store.claim_tasks(task_claim(node, held=[known, *again])) == []
+    assert await store.claim_tasks(task_claim(other, held=[])) == [], "nobody else is given any"
+    assert await store.deliver(node, again[0], mail(1, "m"))
+    assert ids(await store.claim_tasks(task_claim(node, held=[]))) == [(1, "4"), (1, "2"), (1, "1")]
+
+
+async def test_a_held_attempt_does_not_stand_for_the_next_one(store: Store) -> None:
+    node = await store.join("n")
+    await store.commit([start(1, owner=A, add_tasks=[task(attempt=1)]), start(2, owner=A, add_tasks=[task()])])
+    first, other = await store.claim_tasks(task_claim(node))
+    await store.commit([turn(1, A, 2, add_tasks=[task(attempt=2)])])
+    (second,) = await store.claim_tasks(task_claim(node, held=[first, other]))
+    assert (second.run_id, second.attempt) == (first.run_id, 2)
+
+    assert await store.claim_tasks(task_claim(node, held=[first, other])) == [second]
+
+
+async def test_a_lost_attempt_stays_lost_when_it_is_given_again(store: Store) -> None:
+    """Or it would be run again, under the same number."""
+    dying, node = await store.join("d"), await store.join("n")
+    await store.commit([start(1, owner=A, add_tasks=[task("1")])])
+    await store.claim_tasks(task_claim(dying))
+    await store.commit([turn(1, A, 2, add_tasks=[task("2", visible_at_us=0)])])
+    (held,) = await store.claim_tasks(task_claim(node))
+    await store.declare_dead(dying)
+    (lost,) = await store.claim_tasks(task_claim(node))
+    assert lost.lost
+
+    assert await store.claim_tasks(task_claim(node, held=[held])) == [lost]
+    assert await store.claim_tasks(task_claim(node, held=[])) == [lost, held]
+
+    await store.commit([turn(1, A, 3, add_tasks=[task("1", attempt=2)])])
+    (second,) = await store.claim_tasks(task_claim(node))
+    assert (second.activity_id, second.attempt, second.lost) == ("1", 2, False), "what replaces it is not"
+
+
+async def test_lost_tasks_are_taken_before_those_that_a_node_has_already(store: Store) -> None:
+    dying, node = await store.join("d"), await store.join("n")
+    await store.commit([start(1, owner=A, add_tasks=[task("1", visible_at_us=3)])])
+    await store.claim_tasks(task_claim(dying))
+    await store.commit([turn(1, A, 2, add_tasks=[task("2", visible_at_us=2)])])
+    await store.claim_tasks(task_claim(node))
+    await store.commit([turn(1, A, 3, add_tasks=[task("3", visible_at_us=1)])])
+    await store.declare_dead(dying)
+
+    got = await store.claim_tasks(task_claim(node, held=[]))
+
+    assert [(each.activity_id, each.lost) for each in got] == [("1", True), ("2", False), ("3", False)]
+
+
 async def test_a_dead_node_gets_no_tasks(store: Store) -> None:
     node, other = await store.join("n"), await store.join("o")
     await store.commit([start(1, owner=other, add_tasks=[task()])])

@@ -21,8 +21,9 @@ Hints only save time: without any, every step happens within `poll_s`. Nothing i
 dies: one row in `nodes` changes, and the runs it owned become free to be claimed.
 
 *Nothing is stranded.* A run that is owned by a live node must be in its memory. What is not known to be written is
-written again until it is known (see `node`); a claim of which nobody knows ends the node, whose runs are then free,
-also those that the database gives it afterwards. Should a bug break that chain, `strays` finds the run.
+written again until it is known (see `node`). After a claim of which nobody knows the node may have runs and tasks that
+it has not heard of, or get them later: `strays` finds the runs by their rows, and the next claim of tasks says which
+ones the node knows (see `tasks`). What goes on in its memory goes on undisturbed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
 from outlast.model.events import TerminalEvent
@@ -241,8 +241,8 @@ class Membership:
         shared = self._others > 0
         answers = await asyncio.gather(
             self._bury(now),
-            self._take(self._claims.claim(shared=shared, suspects=self._dead_own)),
-            self._take(self._tasks.claim()),
+            self._claim_runs(shared),
+            self._tasks.claim(),
             self._read_mail(),
             return_exceptions=True,
         )
@@ -251,17 +251,17 @@ class Membership:
         if now - self._last_sweep >= SWEEP_S or not self.has_room():
             self._last_sweep = now
             self._evict(now)
+        # Not beside the claims: what these have taken and not loaded yet would look like strays.
+        await self._strays.look()
         errors = [answer for answer in answers if answer is not None]
         if errors:
             raise errors[0]
-        await self._strays.look(now)
 
-    async def _take(self, claim: Coroutine[Any, Any, None]) -> None:
+    async def _claim_runs(self, shared: bool) -> None:
         try:
-            await claim
+            await self._claims.claim(shared=shared, suspects=self._dead_own)
         except CommitUnknown:
-            # Perhaps runs or tasks are this node's now that it does not know of. Only its end sets them free.
-            self._must_rejoin = True
+            self._strays.expect()
             raise
 
     async def _read_mail(self) -> None:

@@ -276,6 +276,8 @@ class Node:
             await asyncio.sleep(min(PAUSE_S * 2.0 ** min(hosted.failures, 10), MAX_PAUSE_S))
         if outcome is Answer.MAIL_WAITING:
             mail = await patiently(lambda: self.store.mail_for([run_id]))
+            if not mail:  # a sender is just putting it there
+                await asyncio.sleep(PAUSE_S)
         row = await patiently(lambda: self.store.run(run_id))
         if hosted.stage is not Stage.LOOKING:
             return

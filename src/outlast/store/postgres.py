@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -78,6 +79,8 @@ class PostgresStore:
         self._where = without_password(url)
         self._create = create
         self._mailbox_limit = mailbox_limit
+        self._client = f"outlast {secrets.token_hex(8)}"
+        """How the server knows the connections of this store, and those of no other."""
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commit_lines: list[Line] = []
@@ -92,18 +95,18 @@ class PostgresStore:
     async def open(self) -> None:
         self._check_process()
         assert self._loop is None, "opened twice"
-        connection = await connect(self._url, self._where, pooled=True)
+        connection = await connect(self._url, self._where, self._client, pooled=True)
         try:
             pooled = await is_pooled(connection)
             await (migrate_postgres if self._create else check_postgres)(connection, self._where)
         finally:
             await close(connection)
         if not pooled:
-            session = Session(self._url, self._where, self._changed)
+            session = Session(self._url, self._where, self._client, self._changed, self._do_without_session)
             await session.open()
             self._session = session
-        self._commit_lines = [Line(self._url, self._where, pooled=pooled) for _ in range(COMMIT_LINES)]
-        self._other_lines = [Line(self._url, self._where, pooled=pooled) for _ in range(OTHER_LINES)]
+        self._commit_lines = [Line(self._url, self._where, self._client, pooled=pooled) for _ in range(COMMIT_LINES)]
+        self._other_lines = [Line(self._url, self._where, self._client, pooled=pooled) for _ in range(OTHER_LINES)]
         self._loop = asyncio.get_running_loop()
 
     async def close(self) -> None:
@@ -170,7 +173,7 @@ class PostgresStore:
     async def join(self, name: str) -> NodeId:
         session = self._session
         pid, started = (None, None) if session is None else (session.pid, session.started)
-        [(node,)] = await self._write(sql.JOIN, name, pid, started)
+        [(node,)] = await self._write(sql.JOIN, name, self._client, pid, started)
         if session is not None:
             session.nodes.add(NodeId(node))
             if session.pid != pid:  # cut in the meantime
@@ -192,6 +195,9 @@ class PostgresStore:
         self._witness.forget({row.node_id for row in found})
         return found
 
+    async def _do_without_session(self, nodes: list[NodeId]) -> None:
+        await self._write(sql.REGISTER, nodes, None, None)
+
     async def declare_dead(self, node: NodeId) -> bool:
         dead = bool(await self._write(sql.DECLARE_DEAD, node))
         if self._session is not None:
@@ -211,7 +217,8 @@ class PostgresStore:
         return task
 
     async def _commit(self, batch: Sequence[Commit]) -> list[Answer]:
-        turns = [commit for commit in batch if commit.fence is not None]
+        # In order, since they are locked as they come: the same runs may be in a batch that was given up and goes on.
+        turns = sorted((commit for commit in batch if commit.fence is not None), key=lambda commit: commit.run_id)
         starts = [commit for commit in batch if commit.create is not None]
         if not batch:
             return []

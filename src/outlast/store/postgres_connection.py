@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from outlast.model.errors import OutlastError, StoreUnavailable
-from outlast.store.postgres_errors import translated
+from outlast.store.postgres_errors import ends_session, translated
 
 COMMAND_TIMEOUT_S = 20.0
 """No statement of ours takes this long on a server that is well. Longer than the lease: whoever is stuck for so long
@@ -40,6 +40,13 @@ PAUSE_S = 0.1
 _PASSWORD_OPTION = re.compile(r"([?&](?:password|sslpassword)=)[^&]*")
 
 SETTINGS = {
+    # Whatever the role or the database prefer: "lock, then look" must not look at what was before the lock.
+    "default_transaction_isolation": "read committed",
+    # Shorter than `COMMAND_TIMEOUT_S`: what its caller has given up is soon over. Nor shall a shorter one of the role
+    # keep a large batch from ever being written.
+    "statement_timeout": "15s",
+    # The session that listens is idle most of the time.
+    "idle_session_timeout": "0",
     # A lock that is not to be had soon is no reason to keep a whole batch waiting.
     "lock_timeout": "5s",
     # Should a pooled transaction of ours be left open by a client that stopped, it must not hold its locks for ever.
@@ -60,14 +67,15 @@ def _settings(*, local: bool) -> str:
 
 
 _SET = _settings(local=False)
-_BEGIN = f"BEGIN; {_settings(local=True)}"
+_BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; {_settings(local=True)}"
 
 
 class Line:
     """One connection, or none at the moment."""
 
-    def __init__(self, url: str, where: str, *, pooled: bool) -> None:
+    def __init__(self, url: str, where: str, client: str, *, pooled: bool) -> None:
         self._url = url
+        self._client = client
         self._where = where
         self._pooled = pooled
         self._connection: asyncpg.Connection[Any] | None = None
@@ -92,7 +100,7 @@ class Line:
                     raise
                 except Exception as error:
                     wrong = translated(error, self._where, writing=writing)
-                    if connection.is_closed() or isinstance(error, TimeoutError | OSError | asyncpg.InterfaceError):
+                    if connection.is_closed() or ends_session(error):
                         self._drop(connection)
                     raise wrong from error
         finally:
@@ -107,7 +115,7 @@ class Line:
         if self._last_failure is not None and now < self._rest_until:
             raise type(self._last_failure)(*self._last_failure.args)
         try:
-            self._connection = await connect(self._url, self._where, pooled=self._pooled)
+            self._connection = await connect(self._url, self._where, self._client, pooled=self._pooled)
         except OutlastError as error:
             self._last_failure, self._rest_until = error, time.monotonic() + PAUSE_S
             raise
@@ -150,15 +158,20 @@ def without_password(url: str) -> str:
     return _PASSWORD_OPTION.sub(r"\1***", shown)
 
 
-async def connect(url: str, where: str, *, pooled: bool) -> asyncpg.Connection[Any]:
-    """A new connection. Raises StoreUnavailable."""
+async def connect(url: str, where: str, client: str, *, pooled: bool) -> asyncpg.Connection[Any]:
+    """A new connection, which the server knows by the name `client`. Raises StoreUnavailable."""
     options: dict[str, Any] = {"statement_cache_size": 0} if pooled else {}
+    options["server_settings"] = {"application_name": client}
     try:
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
             url, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, **options
         )
-        if not pooled:
-            await connection.execute(_SET)
+        try:
+            if not pooled:
+                await connection.execute(_SET)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StoreUnavailable(

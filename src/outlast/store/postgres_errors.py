@@ -39,9 +39,16 @@ _BUSY = (
 )
 
 
+def ends_session(error: Exception) -> bool:
+    """Also what this driver knows no better, if the server says that it ends the session with it."""
+    if isinstance(error, asyncpg.PostgresError) and error.severity_en in ("FATAL", "PANIC"):
+        return True
+    return isinstance(error, CONNECTION_ERRORS)
+
+
 def translated(error: Exception, where: str, *, writing: bool) -> OutlastError:
     """The error to raise instead. `writing`: it came from a statement that writes, and had been sent."""
-    if isinstance(error, CONNECTION_ERRORS) and not isinstance(error, asyncpg.DataError):
+    if ends_session(error):
         if writing:
             return CommitUnknown(
                 f"{where}: the connection broke during a commit ({error!r}). Perhaps it was written, perhaps not."

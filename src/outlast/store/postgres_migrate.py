@@ -90,7 +90,8 @@ async def migrate_postgres(connection: Connection, where: str) -> tuple[int, int
         before = await _version(connection, where)
         if before >= newest("postgres"):
             return before, before
-        async with connection.transaction():
+        # Whatever the database prefers: else what is looked at under the lock would be from before it.
+        async with connection.transaction(isolation="read_committed"):
             await connection.execute(_LOCK, timeout=MIGRATION_TIMEOUT_S)
             # Looked at again, now under the lock.
             before = await _version(connection, where)

@@ -12,7 +12,8 @@ would have told.
 
 The server's process behind this connection is also the sign of life of the store's nodes (`sqlite.py` has a lock on a
 byte for it): it ends with the process that has the connection, at once and however that ends. If only the connection
-is cut, a new one is opened at once and the nodes' rows say so; an observer looks twice before it believes (`Witness`).
+is cut, a new one is opened at once and the nodes' rows say so, or, if none is to be had, that they have no session; an
+observer looks twice before it believes (`Witness`).
 
 Behind a pooler there is no session: no hints, and nodes have only their heartbeat.
 """
@@ -23,10 +24,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from outlast.model.errors import StoreUnavailable
+from outlast.model.errors import OutlastError, StoreUnavailable
 from outlast.model.ids import NodeId
 from outlast.store import postgres_sql as sql
 from outlast.store.postgres_connection import close, connect
@@ -41,8 +42,12 @@ MAX_PAYLOAD = 7_000
 CLOSED_PAUSE_S = 0.01
 """How long the news that runs have closed waits for more of its kind."""
 
-RECONNECT_S = (0.0, 0.05, 0.2, 0.5, 1.0)
-"""Pauses between tries to open the session again; the last one for ever."""
+RECONNECT_S = (0.0, 0.05, 0.1, 0.2)
+"""Pauses between tries to open the session again; the last one for ever. It leaves time for
+connecting before the others believe that this node is gone."""
+
+SAY_S = 1.0
+"""How long a new session may be kept waiting by the attempt to do without one."""
 
 GONE_FOR_S = 0.5
 """Somebody whose connection was cut has a new one long before. Together with the rounds of the nodes it gives less than
@@ -54,10 +59,20 @@ _Connection = Any  # asyncpg's classes are generic in their stubs only
 class Session:
     """Listens and notifies on a connection of its own."""
 
-    def __init__(self, url: str, where: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        where: str,
+        client: str,
+        changed: Callable[[], None],
+        do_without: Callable[[list[NodeId]], Awaitable[object]],
+    ) -> None:
+        """`do_without` says in the rows of these nodes, over another connection, that they have no session."""
+        self._client = client
         self._url = url
         self._where = where
         self._changed = changed
+        self._do_without = do_without
         self._connection: _Connection | None = None
         self.pid: int | None = None
         self.started: object = None
@@ -89,7 +104,7 @@ class Session:
     # --- the connection ---------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        connection = await connect(self._url, self._where, pooled=False)
+        connection = await connect(self._url, self._where, self._client, pooled=False)
         try:
             me = await connection.fetchrow(sql.WHO_AM_I)
             assert me is not None
@@ -107,7 +122,8 @@ class Session:
 
     def _cut(self, connection: object) -> None:
         if connection is self._connection:
-            self._connection = None
+            # From now on only the heartbeat counts: whoever lives and finds no new session must not be taken for dead.
+            self._connection = self.pid = self.started = None
             self._lost.set()
 
     async def _keep(self) -> None:
@@ -122,9 +138,17 @@ class Session:
                 try:
                     await self._connect()
                 except Exception as error:  # whatever the driver says: without a session its nodes are taken for dead
-                    if tries == len(RECONNECT_S):
-                        logger.warning("no hints from the database for the moment (%s)", error)
+                    await self._fail(tries, error)
             self._changed()  # what was told meanwhile went unheard
+
+    async def _fail(self, tries: int, error: Exception) -> None:
+        if tries == len(RECONNECT_S):
+            logger.warning("no hints from the database for the moment (%s)", error)
+        if tries == 1 and self.nodes:
+            # Perhaps there is only no room for one more connection.
+            with contextlib.suppress(TimeoutError, OutlastError):
+                async with asyncio.timeout(SAY_S):
+                    await self._do_without(list(self.nodes))
 
     # --- hearing ----------------------------------------------------------------------------------------------------
 
@@ -169,9 +193,13 @@ class Session:
             if connection is None:
                 return
             payload = "\n".join(sorted(words))
-            if len(payload.encode()) > MAX_PAYLOAD:
+            if len(payload.encode()) > MAX_PAYLOAD or payload.count("\n") >= len(words):  # a name with a line's end
                 payload = "*"
-            await connection.execute(sql.NOTIFY, CHANNEL, payload)
+            try:
+                await connection.execute(sql.NOTIFY, CHANNEL, payload)
+            except TimeoutError:
+                connection.terminate()  # the other end is gone without a word: nothing is heard there either
+                raise
 
 
 class Witness:

@@ -52,11 +52,15 @@ MAIL_FOR = (
 
 # --- nodes ------------------------------------------------------------------------------------------------------
 
-JOIN = "SELECT outlast.join_1($1, $2, $3)"
+JOIN = "SELECT outlast.join_1($1, $2, $3, $4)"
 
-# It is also how a node says which process of the server its session is, whenever that has changed.
+# It is also how a node says which process of the server its session is, whenever that has changed. One that was held
+# up must not undo what `REGISTER` said after it was sent.
 HEARTBEAT = """
-UPDATE outlast.nodes SET counter = counter + 1, backend_pid = $2, backend_start = $3
+UPDATE outlast.nodes
+   SET counter = counter + 1,
+       backend_pid = CASE WHEN $3 < backend_start THEN backend_pid ELSE $2 END,
+       backend_start = CASE WHEN $3 < backend_start THEN backend_start ELSE $3 END
  WHERE node_id = $1 AND alive
 RETURNING node_id
 """
@@ -67,13 +71,17 @@ REGISTER = "UPDATE outlast.nodes SET backend_pid = $2, backend_start = $3 WHERE 
 DECLARE_DEAD = "UPDATE outlast.nodes SET alive = false WHERE node_id = $1 AND alive RETURNING node_id"
 
 # `gone`: the session's process has ended, and this server has been running since before that began: after a restart
-# or a failover every session is new, which says nothing about the nodes. What another role hides (backend_start) is
-# taken for alive.
+# every session is new, which says nothing about the nodes. So it is if one process of the server crashes: all others
+# end with it, and the statistics begin anew. What another role hides (backend_start) is taken for alive. And whoever
+# has any other connection lives: with a process all of them end, and what cuts connections seldom cuts all at once.
 NODES = """
 SELECT node_id, name, alive, counter, backend_pid, backend_start,
-       backend_start IS NOT NULL AND backend_start >= pg_postmaster_start_time()
+       backend_start IS NOT NULL
+       AND backend_start >= greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_wal))
        AND NOT EXISTS (SELECT 1 FROM pg_stat_get_activity(nodes.backend_pid) AS session
-                        WHERE coalesce(session.backend_start, nodes.backend_start) = nodes.backend_start) AS gone
+                        WHERE coalesce(session.backend_start, nodes.backend_start) = nodes.backend_start)
+       AND NOT EXISTS (SELECT 1 FROM pg_stat_activity AS any_of_its WHERE any_of_its.application_name = nodes.client)
+       AS gone
   FROM outlast.nodes
  WHERE alive
     OR EXISTS (SELECT 1 FROM outlast.runs
