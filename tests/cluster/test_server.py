@@ -22,7 +22,7 @@ from cluster.test_takeover import are_owned_by
 from outlast import Client
 from outlast.store import postgres_session
 from outlast.store.postgres import PostgresStore
-from processes import WorkerProcess, results_of, until, until_true
+from processes import results_of, until, until_true
 
 RUNS = 100
 WORKERS = 2
@@ -60,14 +60,7 @@ async def under_load(cluster: Cluster, client: Client, trouble: Callable[[], Awa
     assert len(troubles) == len(moments)
     await cluster.end(workers)
     verdict = await judge(client, cluster.marks, [each.workflow_id for each in orders])
-    if not any(was_taken_for_dead(worker) for worker in workers):
-        assert verdict.lost == 0, "whatever was cut, what ran went on"
-
-
-def was_taken_for_dead(worker: WorkerProcess) -> bool:
-    """By this one: a node without a session for `GONE_FOR_S`, which on a busy machine it may be between two cuts."""
-    assert worker.log is not None
-    return "is dead: " in worker.log.read_text(errors="replace")
+    assert verdict.lost == 0, "whatever was cut, what ran went on"
 
 
 async def test_connections_that_are_cut_at_random_lose_and_double_nothing(
