@@ -99,7 +99,7 @@ BEGIN
     INSERT INTO run_details (run_id, error, error_at)
     SELECT NEW.run_id, NEW.error, NEW.next_event + NEW.count WHERE NEW.error IS NOT NULL
         ON CONFLICT (run_id) DO UPDATE SET error = excluded.error, error_at = excluded.error_at;
-    DELETE FROM run_details WHERE NEW.status = 'open' AND NEW.error IS NULL AND run_id = NEW.run_id;
+    DELETE FROM run_details WHERE NEW.status IS NOT NULL AND NEW.error IS NULL AND run_id = NEW.run_id;
 
     INSERT INTO journal (run_id, first_event, count, turn_id, at_us, events)
     SELECT NEW.run_id, NEW.next_event, NEW.count, NEW.turn_id, NEW.at_us, NEW.events WHERE NEW.count > 0;

@@ -257,7 +257,7 @@ BEGIN
     END IF;
 END $$;
 
--- The errors of runs that were parked, and of those released without one; mail of the parked is nobody's.
+-- The errors of runs that were parked; those released without one, or closed, have none. Mail of the parked is nobody's.
 CREATE FUNCTION outlast.after_leaving_1(
     run_ids text[], next_events integer[], counts integer[], statuses text[], errors text[], taken bigint[]
 ) RETURNS void
@@ -272,7 +272,7 @@ BEGIN
 
     DELETE FROM outlast.run_details
      USING unnest(run_ids, statuses, errors) WITH ORDINALITY AS turn (run_id, status, error, place)
-     WHERE run_details.run_id = turn.run_id AND turn.status = 'open' AND turn.error IS NULL
+     WHERE run_details.run_id = turn.run_id AND turn.status IS NOT NULL AND turn.error IS NULL
        AND turn.place = ANY (taken);
 
     UPDATE outlast.mailbox
