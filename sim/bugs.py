@@ -36,7 +36,7 @@ from outlast.runtime import (
     tasks,
 )
 from outlast.runtime.patience import patiently
-from outlast.store import sqlite_claims, sqlite_procedures, sqlite_sql
+from outlast.store import sqlite_claims, sqlite_procedures
 from outlast.store.api import Answer, Fence, TaskClaim
 from sim import database, seam
 
@@ -123,7 +123,8 @@ def _turn_twice(stack: ExitStack) -> None:
         if row is None or row.owner != self.node_id:
             await original(self, hosted, commit, decision, outcome)
         else:
-            again = replace(commit, fence=Fence(self.node_id, row.next_event))
+            # As a new turn, or the fence would know it for a copy.
+            again = replace(commit, fence=Fence(self.node_id, row.next_event), turn_id=self.next_turn_id())
             self.committer.submit([self.submit(hosted, again, decision)])
 
     swap(stack, node.Node, "_not_committed", not_committed)
@@ -367,4 +368,4 @@ def _task_stays(stack: ExitStack) -> None:
 
 @bug("a task of a dead node is run again under the same number")
 def _task_again(stack: ExitStack) -> None:
-    rewrite(stack, "LOST_TASKS", sqlite_sql._TASK, sqlite_sql._TASK.replace("node IS NOT NULL", "0"))
+    rewrite(stack, "LOST_TASKS", "attempt, body, 1)", "attempt, body, 0)")
