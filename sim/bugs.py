@@ -57,6 +57,7 @@ def planted(name: str) -> Generator[None]:
     with ExitStack() as stack:
         # Connections have the SQL compiled into them.
         stack.enter_context(mock.patch.object(database, "_kept", {}))
+        stack.callback(database.close_kept)
         BUGS[name](stack)
         yield
 

@@ -18,6 +18,12 @@ _kept: dict[int, Database] = {}
 """By the limit of mailboxes, which is compiled into the triggers."""
 
 
+def close_kept() -> None:
+    for database in _kept.values():
+        database.db.close()
+    _kept.clear()
+
+
 class Database:
     def __init__(self, mailbox_limit: int) -> None:
         db = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
