@@ -39,7 +39,7 @@ def test_a_seed_means_the_same_in_every_process() -> None:
     """Also when Python orders its sets of strings differently."""
     said = [
         subprocess.run(
-            [sys.executable, "-m", "sim", "--seed", "7"],
+            [sys.executable, "-c", "from sim.campaign import *; print('trace', simulate(draw_plan(7)).trace)"],
             cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True,
         ).stdout
         for hash_seed in ("1", "2")
