@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import sys
@@ -22,6 +23,15 @@ from outlast.runtime.ports import SystemClock, SystemEntropy
 from outlast.runtime.service import Service
 from outlast.sdk.client import Client
 from outlast.store.memory import MemoryStore
+
+
+@pytest.fixture(autouse=True)
+def _no_foreign_callbacks_of_the_collector() -> Iterator[None]:
+    """Hypothesis leaves one behind in the process; where an interrupt goes off in it, pytest reports it."""
+    before = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = before
 
 
 @pytest.fixture(autouse=True)
