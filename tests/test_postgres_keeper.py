@@ -14,7 +14,8 @@ import pytest
 import postgres
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts with &
 sys.path.insert(0, sys.argv[1])
 import postgres
 url = postgres.fresh_database(migrated=False)
