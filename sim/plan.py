@@ -21,7 +21,7 @@ LEASE_S, IDLE_S, HEARTBEAT_S, ROUND_S = 10.0, 10.0, 1.0, 0.25
 CONSTANTS_S = (0.005, 0.05, ROUND_S, 0.5, HEARTBEAT_S, 2.0, 5.0, LEASE_S)
 """Durations that mean something in the runtime: pauses, rounds, heartbeat, grace, lease."""
 
-STORE_FAULTS = (
+WRITE_FAULTS = (
     "busy",
     "unavailable",
     "unknown, written",
@@ -32,6 +32,9 @@ STORE_FAULTS = (
     "crash, written later",
     "slow request",
     "slow answer",
+)
+STORE_FAULTS = (
+    *WRITE_FAULTS,
     "poisoned",
     "read unavailable",
     "slow read",

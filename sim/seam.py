@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
 from sim.loop import SECOND_US
-from sim.plan import near_constant_s
+from sim.plan import WRITE_FAULTS, near_constant_s
 
 if TYPE_CHECKING:
     from sim.process import Process
@@ -33,18 +33,6 @@ if TYPE_CHECKING:
 
 UNHARMED = "ok"
 
-WRITE_FAULTS = (
-    "busy",
-    "unavailable",
-    "unknown, written",
-    "unknown, not written",
-    "unknown, written later",
-    "crash before the write",
-    "crash after the write",
-    "crash, written later",
-    "slow request",
-    "slow answer",
-)
 UNKNOWN = frozenset({"unknown, written", "unknown, not written", "unknown, written later"})
 COMMIT_WEIGHT = 3.0
 """Commits are few among the calls, and what is not known of them is what the runtime is built around."""

@@ -15,10 +15,8 @@ row is committed. What if the process dies, or the answer does not come,
   next owner counts it as lost, like all that the dead owner may have been running.
 - after the commit: the next owner finds the row and leaves the attempt to it. The row needs no owner: it can be
   claimed, run and delivered while the run changes hands.
-- commit unknown: if the run's row does not show it, the same commit is written again (see `node`). It has no event, so
-  the fence lets it pass a second time if the first still lands; the task is replaced by itself. If a node has claimed
-  it in that moment, its result is refused and the attempt is run again, under the same number. Once a result is in
-  the history the fence stands in the way.
+- commit unknown: the same commit is written again (see `node`). It has no event, but the fence knows it by its turn:
+  whichever of the two comes second is refused.
 - the commit is fenced: another node has the run, with its history, and does as above.
 - the activity is cancelled, or its run ends: the turn that says so drops the row, and what the claimer delivers is
   refused.

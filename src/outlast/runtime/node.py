@@ -29,7 +29,8 @@ of it has no underscore.
 *A commit of which nobody knows*: if the row shows its turn, it was written. If not, that is not the last word: the
 database may still be at work on the first try, and finish it after the look. So the same commit is written again,
 which waits for the first. COMMITTED: the first is refused if it still comes. FENCED (ID_IN_USE for a start): look
-again. A commit without events can pass twice; all it does is the same when done twice (see `dispatch` for tasks).
+again. That
+holds for a commit without events too: the fence counts turns as well.
 """
 
 from __future__ import annotations

@@ -90,7 +90,6 @@ class PostgresStore:
         self._witness = Witness(self._changed)
         self._callbacks: list[Callable[[], None]] = []
         self._committing: set[asyncio.Task[list[Answer]]] = set()
-        self._ends_awaited_at = 0.0
 
     async def open(self) -> None:
         self._check_process()

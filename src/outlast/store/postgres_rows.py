@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from outlast.model.ids import ActivityId, MessageId, NodeId, RunId
+from outlast.model.ids import ActivityId, MessageId, RunId
 from outlast.store.api import Commit, IdReuse, JournalRow, Mail, RunRow, RunStatus, Task
 from outlast.store.contract import as_text
 
@@ -163,7 +163,3 @@ def task(record: Record) -> Task:
         record["body"].encode(),
         record["lost"],
     )
-
-
-def node_of(value: Any) -> NodeId:
-    return NodeId(value)
