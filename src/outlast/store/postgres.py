@@ -21,13 +21,11 @@ Hints and the sign of life of nodes go over one more connection (`postgres_sessi
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from outlast.model.errors import DurableCallError, StoreUnavailable
 from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
 from outlast.store import postgres_rows as rows
 from outlast.store import postgres_sql as sql
@@ -50,6 +48,7 @@ from outlast.store.api import (
     TaskClaim,
 )
 from outlast.store.contract import as_text, check_batch, check_delivery
+from outlast.store.home import Home
 from outlast.store.postgres_connection import Line, close, connect, is_pooled, without_password
 from outlast.store.postgres_migrate import check_postgres, migrate_postgres
 from outlast.store.postgres_session import Session, Witness
@@ -81,8 +80,7 @@ class PostgresStore:
         self._mailbox_limit = mailbox_limit
         self._client = f"outlast {secrets.token_hex(8)}"
         """How the server knows the connections of this store, and those of no other."""
-        self._pid = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home = Home(self._where, "Connections", "database")
         self._commit_lines: list[Line] = []
         self._other_lines: list[Line] = []
         self._session: Session | None = None
@@ -92,8 +90,8 @@ class PostgresStore:
         self._committing: set[asyncio.Task[list[Answer]]] = set()
 
     async def open(self) -> None:
-        self._check_process()
-        assert self._loop is None, "opened twice"
+        self._home.check_process()
+        assert not self._home.is_open, "opened twice"
         connection = await connect(self._url, self._where, self._client, pooled=True)
         try:
             pooled = await is_pooled(connection)
@@ -106,11 +104,11 @@ class PostgresStore:
             self._session = session
         self._commit_lines = [Line(self._url, self._where, self._client, pooled=pooled) for _ in range(COMMIT_LINES)]
         self._other_lines = [Line(self._url, self._where, self._client, pooled=pooled) for _ in range(OTHER_LINES)]
-        self._loop = asyncio.get_running_loop()
+        self._home.open()
 
     async def close(self) -> None:
         """Its nodes are gone from now on."""
-        self._check_process()
+        self._home.check_process()
         if self._committing:
             await asyncio.wait(self._committing)
         for line in self._commit_lines + self._other_lines:
@@ -119,7 +117,7 @@ class PostgresStore:
             await self._session.close()
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        self._check_process()
+        self._home.check_process()
         self._callbacks.append(callback)
 
     def _changed(self) -> None:
@@ -129,7 +127,7 @@ class PostgresStore:
     @property
     def poll_s(self) -> float:
         """Hints come by NOTIFY, and looking costs statements; behind a pooler looking is all there is."""
-        return 0.25 if self._session is None and self._loop is not None else 1.0
+        return 0.25 if self._session is None and self._home.is_open else 1.0
 
     async def now_us(self) -> int:
         [(now_us,)] = await self._read(sql.NOW_US)
@@ -137,30 +135,12 @@ class PostgresStore:
 
     # --- ways to the server -----------------------------------------------------------------------------------------
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise DurableCallError(
-                f"the store {self._where} was opened in process {self._pid}, and this is a fork of it, process "
-                f"{os.getpid()}. Connections do not survive a fork. Open a store of its own in the child, or start "
-                "processes with the method 'spawn' or 'forkserver'."
-            )
-
-    def _check_loop(self) -> None:
-        self._check_process()
-        if self._loop is None:
-            raise StoreUnavailable(f"the store {self._where} is not open. Call `await store.open()` first.")
-        if asyncio.get_running_loop() is not self._loop:
-            raise DurableCallError(
-                f"the store {self._where} was opened on another event loop than the one that calls it. Open a store "
-                "of its own on each loop; they may share the database."
-            )
-
     async def _read(self, statement: str, *values: Any) -> list[Any]:
-        self._check_loop()
+        self._home.check()
         return await _least_busy(self._other_lines).fetch(statement, values)
 
     async def _write(self, statement: str, *values: Any) -> list[Any]:
-        self._check_loop()
+        self._home.check()
         return await _least_busy(self._other_lines).fetch(statement, values, writing=True)
 
     def _tell(self, *words: str) -> None:
@@ -208,7 +188,7 @@ class PostgresStore:
     # --- the owner's side -------------------------------------------------------------------------------------------
 
     def commit(self, batch: Sequence[Commit]) -> asyncio.Task[list[Answer]]:
-        self._check_loop()
+        self._home.check()
         check_batch(batch)
         task = asyncio.get_running_loop().create_task(self._commit(batch))
         self._committing.add(task)

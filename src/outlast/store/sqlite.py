@@ -25,12 +25,11 @@ it goes on or is killed. That is seen and not cured here.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar, cast
 
-from outlast.model.errors import DurableCallError, InvalidArgument, StoreUnavailable
+from outlast.model.errors import InvalidArgument
 from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
 from outlast.store.api import (
     MAILBOX_LIMIT,
@@ -49,6 +48,7 @@ from outlast.store.api import (
     TaskClaim,
 )
 from outlast.store.contract import check_delivery
+from outlast.store.home import Home
 from outlast.store.liveness import lock_file_of
 from outlast.store.sqlite_open import SYNCHRONOUS, connect, open_database
 from outlast.store.sqlite_reader import SqliteReader
@@ -83,14 +83,13 @@ class SqliteStore:
         self._synchronous = synchronous
         self._create = create
         self._mailbox_limit = mailbox_limit
-        self._pid = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home = Home(self._path, "Connections and locks of SQLite", "file")
         self._writer: DatabaseThread[Operation] | None = None
         self._reader: DatabaseThread[_Read] | None = None
         self._callbacks: list[Callable[[], None]] = []
 
     async def open(self) -> None:
-        self._check_process()
+        self._home.check_process()
         assert self._writer is None, "opened twice"
         writer = DatabaseThread("outlast-sqlite-writer", self._connect_writer)
         reader = DatabaseThread("outlast-sqlite-reader", self._connect_reader)
@@ -101,7 +100,8 @@ class SqliteStore:
             await reader.close()
             await writer.close()
             raise
-        self._loop, self._writer, self._reader = asyncio.get_running_loop(), writer, reader
+        self._home.open()
+        self._writer, self._reader = writer, reader
 
     def _connect_writer(self) -> _WriterServer:
         db = open_database(self._path, create=self._create, synchronous=self._synchronous)
@@ -113,13 +113,13 @@ class SqliteStore:
         return _ReaderServer(SqliteReader(db, self._path, lock_file_of(self._path)))
 
     async def close(self) -> None:
-        self._check_process()
+        self._home.check_process()
         for thread in (self._reader, self._writer):
             if thread is not None:
                 await thread.close()
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        self._check_process()
+        self._home.check_process()
         self._callbacks.append(callback)
 
     def _others_wrote(self) -> None:
@@ -130,26 +130,8 @@ class SqliteStore:
 
     # --- ways into the threads ----------------------------------------------------------------------------------
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise DurableCallError(
-                f"the store {self._path} was opened in process {self._pid}, and this is a fork of it, process "
-                f"{os.getpid()}. Connections and locks of SQLite do not survive a fork. Open a store of its own in "
-                "the child, or start processes with the method 'spawn' or 'forkserver'."
-            )
-
-    def _check_loop(self) -> None:
-        self._check_process()
-        if self._loop is None:
-            raise StoreUnavailable(f"the store {self._path} is not open. Call `await store.open()` first.")
-        if asyncio.get_running_loop() is not self._loop:
-            raise DurableCallError(
-                f"the store {self._path} was opened on another event loop than the one that calls it. Open a store "
-                "of its own on each loop; they may share the file."
-            )
-
     def _write(self, operation: Operation) -> asyncio.Future[object]:
-        self._check_loop()
+        self._home.check()
         assert self._writer is not None
         return self._writer.submit(operation)
 
@@ -157,7 +139,7 @@ class SqliteStore:
         return cast(_Result, await self._write(Call(do)))
 
     async def _read(self, do: Callable[[SqliteReader], _Result]) -> _Result:
-        self._check_loop()
+        self._home.check()
         assert self._reader is not None
         return cast(_Result, await self._reader.submit(do))
 
