@@ -173,7 +173,7 @@ def _advance(data: Data, commit: Commit) -> Answer:
     if release is not None:
         run = replace(run, owner=None, wake_at_us=release.wake_at_us, error=release.error)
     if commit.status is not None:
-        run = replace(run, owner=None, wake_at_us=None, status=commit.status, closed_at_us=commit.at_us)
+        run = replace(run, owner=None, wake_at_us=None, error=None, status=commit.status, closed_at_us=commit.at_us)
     data.runs[commit.run_id] = run
     return Answer.COMMITTED
 
