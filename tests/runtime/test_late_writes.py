@@ -119,6 +119,31 @@ def test_a_start_that_lands_late_while_its_id_is_taken_is_told_so() -> None:
     virtually(scenario())
 
 
+def test_a_start_that_lands_when_the_run_that_had_its_id_has_ended_is_not_denied_and_not_stranded() -> None:
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with a_client(data) as (client, store), client_on(data.connect()) as other:
+            async with client.worker(*HOSTED):
+                land = store.cut("commit")
+                gate = store.gate("commit")
+                starting = asyncio.ensure_future(client.start(two_steps, 1, id="x"))
+                await gate.reached.wait()
+                first = await other.start(two_steps, 5, id="x")
+                gate.open()
+                with pytest.raises(CommitUnknown):
+                    await starting
+                assert await first.result() == 7
+                await land()
+                await until(lambda: len(executed) == 4)
+                assert set(executed.values()) == {1}
+                await nothing_is_left(client)
+                rows = await client.runs()
+                assert len(rows) == 2
+                assert {row.status for row in rows} == {RunStatus.COMPLETED}
+
+    virtually(scenario())
+
+
 def test_a_start_whose_second_try_fails_for_good_keeps_nobody_waiting() -> None:
     async def scenario() -> None:
         async with a_client(MemoryStore()) as (client, store), client.worker(*HOSTED):

@@ -156,7 +156,7 @@ def test_an_unknown_claim_of_runs_loses_no_attempt_and_strands_no_run(
             await nothing_is_left(client)
 
     virtually(scenario())
-    assert caplog.text.count("came by a claim whose answer was lost") == (5 if written else 0)
+    assert caplog.text.count("came by a write whose answer was lost") == (5 if written else 0)
     assert "Please report" not in caplog.text
 
 
@@ -184,7 +184,7 @@ def test_a_claim_of_runs_that_lands_late_is_found(
             await nothing_is_left(client)
 
     virtually(scenario())
-    assert caplog.text.count("came by a claim whose answer was lost") == 5
+    assert caplog.text.count("came by a write whose answer was lost") == 5
     assert "Please report" not in caplog.text
 
 

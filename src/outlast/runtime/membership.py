@@ -205,6 +205,7 @@ class Membership:
         self._claims.stopped = self._leaving
         self._tasks = Tasks(self._store, self.node, self._host, self.namespace)
         self._strays = Strays(self._store, self.node, self.namespace)
+        self.node.on_late_start = self._strays.expect
 
     def _slot_is_free(self) -> None:
         if self._tasks.again or self._claims.again_s is not None:

@@ -30,7 +30,9 @@ of it has no underscore.
 database may still be at work on the first try, and finish it after the look. So the same commit is written again,
 which waits for the first. COMMITTED: the first is refused if it still comes. FENCED (ID_IN_USE for a start): look
 again. That
-holds for a commit without events too: the fence counts turns as well.
+holds for a commit without events too: the fence counts turns as well. A start that finds its workflow id taken by
+another run is the exception: when that run ends, the first try may still create this one. Its starter is told that
+nobody knows, and what comes late is found by its row (see `strays`).
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ from outlast.runtime.interrupts import interruptible
 from outlast.runtime.parking import Parked
 from outlast.runtime.patience import MAX_PAUSE_S, PAUSE_S, patiently
 from outlast.runtime.ports import AttemptEnd, Clock, Entropy, Host
-from outlast.store.api import Answer, Claimed, Commit, Fence, Mail, NewRun, NewTask, RunStatus, Store
+from outlast.store.api import Answer, Claimed, Commit, Fence, IdReuse, Mail, NewRun, NewTask, RunStatus, Store
 
 logger = logging.getLogger("outlast")
 
@@ -107,6 +109,8 @@ class Node:
         self.on_parked: Callable[[Parked], None] = lambda parked: None
         self.on_left: Callable[[RunId], None] = lambda run_id: None
         """Called when a run leaves this node's memory, for whatever reason."""
+        self.on_late_start: Callable[[], None] = lambda: None
+        """Called when a run may yet be created that this node owns and does not host."""
         self.on_mail_sent: Callable[[], None] = lambda: None
         """Called when this node has put mail into a mailbox, perhaps into one of its own."""
         self.store = store
@@ -460,6 +464,7 @@ class Node:
         unknown: CommitUnknown,
     ) -> None:
         assert commit.create is not None
+        is_final = commit.create.id_reuse is IdReuse.NEVER  # an id in use stays so
         if hosted.stage is Stage.GONE:  # this node is no more: whoever is alive shall begin it
             create = msgspec.structs.replace(commit.create, owner=None, wake_at_us=commit.at_us)
             commit = msgspec.structs.replace(commit, create=create)
@@ -476,6 +481,12 @@ class Node:
             self.leave(hosted)
             if not answered.done():
                 answered.set_exception(error)
+            return
+        if outcome is Answer.ID_IN_USE and row is None and not is_final:
+            self.leave(hosted)
+            self.on_late_start()
+            if not answered.done():
+                answered.set_exception(unknown)
             return
         if not answered.done():
             answered.set_result(outcome if row is None else Answer.COMMITTED)

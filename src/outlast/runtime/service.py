@@ -18,6 +18,7 @@ from msgspec import Struct
 from outlast.engine.run import RunState
 from outlast.model.errors import (
     Busy,
+    CommitUnknown,
     DatabaseTooNew,
     InternalError,
     OutlastError,
@@ -146,8 +147,10 @@ class Service:
         started = WorkflowExecutionStarted(
             request.workflow, request.workflow_id, request.queue, request.arguments, format=EVENT_FORMAT
         )
-        answer = await self._start_here(run_id, request, started)
-        if answer is None:
+        here = await self._start_here(run_id, request, started)
+        if isinstance(here, Answer):
+            answer = here
+        else:
             try:
                 async with self._admission.start(request.queue):
                     answer = await self._start_anywhere(run_id, request, started, now_us)
@@ -162,11 +165,13 @@ class Service:
         row = await self.store.find(self.namespace, request.workflow_id)
         if row is None:
             raise InternalError(f"workflow id {request.workflow_id!r} is in use by a run that does not exist")
+        if isinstance(here, CommitUnknown) and row.run_id != run_id and request.id_reuse is not IdReuse.NEVER:
+            raise here  # its run may yet be created, when the one that has the id now has ended
         return Started(row.run_id, created=row.run_id == run_id)
 
     async def _start_here(
         self, run_id: RunId, request: StartRequest, started: WorkflowExecutionStarted
-    ) -> Answer | None:
+    ) -> Answer | CommitUnknown | None:
         """In the memory of this process' own node, if it hosts the workflow. None: not here."""
         membership = self.membership
         if membership is None or not membership.hosts(request.workflow, request.queue):
@@ -174,6 +179,8 @@ class Service:
         try:
             new = self._new_run(request, membership)
             return await membership.node.start(run_id, new, started)
+        except CommitUnknown as unknown:
+            return unknown
         except (OutlastInterrupt, Exception) as error:
             # The first turn failed. The start must not be lost for that: the run is created all the same, and
             # parked by whoever takes it, with the error to be seen.

@@ -4,10 +4,10 @@ Theory of operation
 ===================
 Such a run would be stranded: its owner is alive, so nobody claims it, and nobody works on it.
 
-*They are to be expected after a claim of which nobody knows.* It may have been written, or be written later: the
-database goes on with what it was asked when the connection to whoever asked is gone. So the node looks through all
-of its runs at once, and again for as long as the claim may still land (`LATE_S`), with pauses that grow up to `LOOK_S`:
-mostly it is late by moments.
+*They are to be expected after a claim of which nobody knows*, or a start (see `node`). It may have been written, or be
+written later: the database goes on with what it was asked when the connection to whoever asked is gone. So the node
+looks through all of its runs at once, and again for as long as the write may still land (`LATE_S`), with pauses that
+grow up to `LOOK_S`: mostly it is late by moments.
 
 *Else there should be none*: every other known way into that state is closed (see `membership`, "Nothing is stranded").
 The node looks all the same, as the belt to those braces: every `LOOK_S` it reads a page of its open runs, in order,
@@ -54,7 +54,7 @@ class Strays:
         self._expected_until = float("-inf")
 
     def expect(self) -> None:
-        """Nobody knows what a claim of runs has led to: look at once, at all of them."""
+        """Nobody knows what a claim or a start has led to: look at once, at all of them."""
         now = self._node.clock.monotonic()
         self._look_at = now
         self._pause_s = SOON_S
@@ -96,7 +96,7 @@ class Strays:
     def _say(self, row: RunRow, expected: bool) -> None:
         if expected:
             logger.info(
-                "run %s of %s/%s came by a claim whose answer was lost; it is loaded now",
+                "run %s of %s/%s came by a write whose answer was lost; it is loaded now",
                 row.run_id, row.workflow, row.workflow_id,
             )  # fmt: skip
             return

@@ -187,7 +187,8 @@ class Client:
         """Create a run. When this returns, it is on disk and will run to its end wherever a worker hosts it.
 
         Raises AlreadyStarted if an open run has the id, PayloadError if an argument does not fit, InvalidArgument
-        for an unknown option, Busy if too many runs wait already; then nothing was written.
+        for an unknown option, Busy if too many runs wait already; then nothing was written. CommitUnknown: the
+        connection was lost, and nobody can say yet whether the run was created; start it again under the same id.
         """
         return await _Starter(self, check_start_options(options)).start(wf, *args)
 
