@@ -270,6 +270,7 @@ class Node:
         run_id = hosted.run_id
         mail: list[Mail] = []
         failed = isinstance(outcome, BaseException) and not isinstance(outcome, CommitUnknown)
+        parks = commit.release is not None and commit.release.error is not None
         if failed and decision is None:  # not even its release can be written
             if self.stopping:
                 self.leave(hosted)
@@ -277,7 +278,7 @@ class Node:
             await asyncio.sleep(min(PAUSE_S * 2.0 ** min(hosted.failures, 10), MAX_PAUSE_S))
         if outcome is Answer.MAIL_WAITING:
             mail = await patiently(lambda: self.store.mail_for([run_id]))
-            if not mail:  # a sender is just putting it there
+            if not mail or parks:  # a sender is just putting it there
                 await asyncio.sleep(PAUSE_S)
         row = await patiently(lambda: self.store.run(run_id))
         if hosted.stage is not Stage.LOOKING:
@@ -294,7 +295,7 @@ class Node:
             self.leave(hosted)
             if not self.stopping:
                 await loading.adopt(self, [Claimed(row, lost=True)])
-        elif mail and decision is None:
+        elif mail and decision is None and not parks:  # who is parked can take none: its state is that of a failed turn
             self.rest(hosted)
             self.put_mail(mail)
         else:
