@@ -419,6 +419,35 @@ async def test_a_connection_that_cannot_be_set_up_is_not_left_open(
     await until(is_closed)
 
 
+async def test_a_connection_that_is_cut_while_it_is_made_is_no_bug_of_the_commit_that_wanted_it(
+    url: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver then says so with an error of its own. A commit that fails with a bug parks its run."""
+    store = await stage.store()
+    node = await store.join("n")
+    await postgres.terminate_backends(url)
+    connecting = asyncpg.connect
+    cut = [asyncpg.InternalClientError("got result for unknown protocol state 1") for _ in range(20)]
+
+    async def connect(*args: object, **options: object) -> object:
+        if cut:
+            raise cut.pop()
+        return await connecting(*args, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    told: set[type[Exception]] = set()
+
+    async def works_again() -> bool:
+        try:
+            return await store.commit([start(1, owner=node)]) == [Answer.COMMITTED]
+        except (CommitUnknown, StoreUnavailable) as error:  # unknown: it was sent before it was known that it is cut
+            told.add(type(error))
+            return False
+
+    await until(works_again)
+    assert StoreUnavailable in told
+
+
 # --- hints ----------------------------------------------------------------------------------------------------------
 
 
