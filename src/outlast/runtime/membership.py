@@ -289,12 +289,18 @@ class Membership:
                 continue
             if not refused and node_id == self.node.node_id:
                 self.node.attempts.trust(begun + LEASE_S * TRUST)
-            if isinstance(self._clock, DatabaseClock):
-                await self._clock.refresh()
             if refused and node_id == self.node.node_id and not self._must_rejoin:
                 logger.error("node %d was declared dead (it was stopped or blocked too long)", node_id)
                 self._must_rejoin = True
                 self.hint()
+            await self._keep_time()
+
+    async def _keep_time(self) -> None:
+        if isinstance(self._clock, DatabaseClock):
+            try:
+                await self._clock.refresh()
+            except Exception:  # the heartbeat must go on: without it the node is dead, and would not even hear of it
+                logger.exception("the database could not be asked for the time; please report this bug")
 
     async def _come_back(self) -> None:
         """Forget everything and join as a new node; tried again in the next round until it is done."""
