@@ -78,6 +78,9 @@ CLOCK_JUMP_S = 1.0
 IDLE_S = 10.0
 """A run that has waited this long is likely to wait longer: it leaves memory."""
 
+MAIL_BATCH = 1_000
+"""Messages read in a round: a few milliseconds."""
+
 SWEEP_S = 1.0
 """How often idle runs are looked for."""
 
@@ -123,6 +126,8 @@ class Membership:
         self._clock_ahead: float | None = None
         """By how much the database's clock is ahead of the monotonic one: constant, unless it is set."""
         self._last_sweep = 0.0
+        self._mail_limit = MAIL_BATCH
+        """Grows when most of what is read is here already: what cannot be taken now must not hide what comes after."""
         self._dead_own = False
         """Dead nodes were seen that own runs: suspects may be among them."""
 
@@ -266,8 +271,17 @@ class Membership:
 
     async def _read_mail(self) -> None:
         node = self.node
-        if node.hosted:
-            node.put_mail(await self._store.mail_of(node.node_id, limit=1_000))
+        if not node.hosted:
+            return
+        limit = self._mail_limit
+        mail = await self._store.mail_of(node.node_id, limit)
+        new = node.put_mail(mail)
+        if len(mail) == limit:
+            self.hint()  # perhaps there is more
+            if new < limit / 2:
+                self._mail_limit = limit * 2
+        elif len(mail) < limit / 4:
+            self._mail_limit = max(MAIL_BATCH, limit // 2)
 
     def _watch_clock(self, now: float) -> None:
         """Say it when the clock was set: it is why timers seem to come early or late."""

@@ -127,13 +127,15 @@ class Node:
             hosted.inbox.append(item)
             self.wake(hosted)
 
-    def put_mail(self, mail: Iterable[Mail]) -> None:
+    def put_mail(self, mail: Iterable[Mail]) -> int:
         """Mail for hosted runs; what is here already is left out. Mail that this release cannot read is left where
-        it is, for a newer node."""
+        it is, for a newer node. Returns how much of it is new."""
+        new = 0
         for item in mail:
             hosted = self.hosted.get(item.run_id)
             if hosted is None or item.mail_id in hosted.mail_ids:
                 continue
+            new += 1
             try:
                 message = decode_message(item.body)
             except msgspec.DecodeError as error:
@@ -143,6 +145,7 @@ class Node:
             hosted.mail_ids.add(item.mail_id)
             hosted.mail.append((item.mail_id, message))
             self.wake(hosted)
+        return new
 
     def wake(self, hosted: Hosted) -> None:
         if hosted.stage is Stage.IDLE and not hosted.ready:
