@@ -473,6 +473,30 @@ async def test_hints_come_again_after_all_connections_were_cut(url: str, stage: 
     await until(hears)
 
 
+async def test_what_is_told_just_when_the_last_hint_is_out_is_told_too(stage: Stage) -> None:
+    store, other = await stage.store(), await stage.store()
+    session, hearer = store._session, other._session
+    assert session is not None
+    assert hearer is not None
+    heard: list[str] = []
+    hearer._concerns = heard.append  # type: ignore[assignment, method-assign]
+    connection = session._connection
+
+    class ThenTells:
+        async def execute(self, *given: object) -> None:
+            session._connection = connection
+            await connection.execute(*given)
+            asyncio.get_running_loop().call_soon(session.tell, "second")
+
+    session._connection = ThenTells()
+    session.tell("first")
+
+    async def both_were_heard() -> bool:
+        return heard == ["first", "second"]
+
+    await until(both_were_heard)
+
+
 async def test_a_hint_for_a_queue_whose_name_has_a_line_s_end_is_heard(stage: Stage) -> None:
     store, other = await stage.store(), await stage.store()
     await store.claim(claim(await store.join("n"), queues=["a\nqueue"]))
