@@ -230,8 +230,9 @@ class Membership:
     async def _rest(self, begun: float) -> None:
         """Until it is time for the next round; the one before began at `begun`."""
         rest_s = self._store.poll_s
-        if self._claims.again_s is not None:
-            rest_s = min(rest_s, self._claims.again_s)
+        for again_s in (self._claims.again_s, self._tasks.again_s):
+            if again_s is not None:
+                rest_s = min(rest_s, again_s)
         if self._looks_late:
             rest_s = min(rest_s, LOOK_PAUSE_S)
         with contextlib.suppress(TimeoutError):
