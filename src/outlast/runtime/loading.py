@@ -136,10 +136,16 @@ def _written(written: asyncio.Future[None], entry: Entry, outcome: Outcome) -> N
     entry.done(outcome)
 
 
-async def adopt_suspects(node: Node, claim: Callable[[], Awaitable[Sequence[Claimed]]]) -> None:
-    """Claim and load one suspect after the other, until there are no more. `claim` takes one, or none."""
+async def adopt_suspects(node: Node, claim: Callable[[], Awaitable[Sequence[Claimed]]]) -> bool:
+    """Claim and load one suspect after the other, for a while: mail for others waits meanwhile. `claim` takes one, or
+    none. Whether there may be more."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + BUSY_S
     while not node.stopping and (claimed := await claim()):
         await adopt(node, claimed)
+        if loop.time() >= until:
+            return True
+    return False
 
 
 async def _adopt_singly(node: Node, claimed: Sequence[Claimed], error: Exception) -> None:
