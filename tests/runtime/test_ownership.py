@@ -26,10 +26,11 @@ from world import (
 
 from outlast import Busy, CommitUnknown, StoreUnavailable, activity, workflow
 from outlast.model.ids import RunId
-from outlast.runtime import membership
+from outlast.runtime import loading, membership
 from outlast.runtime.limits import Limits
 from outlast.runtime.loading import BUSY_S
 from outlast.sdk.client import Client, Handle
+from outlast.store.api import JournalRow
 from outlast.store.memory import MemoryStore
 from virtual import VirtualClock, client_on, run_virtual
 
@@ -530,6 +531,40 @@ def test_a_node_whose_heartbeats_do_not_arrive_begins_nothing_when_its_lease_is_
 async def many_steps(count: int) -> int:
     for _ in range(count):
         await workflow.sleep(0)
+    return count
+
+
+def test_long_histories_are_not_all_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node claims runs by the hundred; what it reads for them at a time must have a bound of its own."""
+    monkeypatch.setattr(loading, "EVENTS_AT_A_TIME", 500)
+
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_on(data.connect()) as one, one.worker(many_steps_and_a_nap, *HOSTED):
+            handles = [await one.start(many_steps_and_a_nap, 100) for _ in range(20)]
+            await asyncio.sleep(60)
+        async with client_with_faults(data) as (client, store):
+            read: list[int] = []
+
+            async def histories(run_ids: list[RunId]) -> dict[RunId, list[JournalRow]]:
+                found = await store._store.histories(run_ids)
+                read.append(sum(row.count for rows in found.values() for row in rows))
+                return found
+
+            store.histories = histories  # type: ignore[attr-defined]
+            async with client.worker(many_steps_and_a_nap, *HOSTED):
+                assert [await (await client.handle(each.id)).result() for each in handles] == [100] * 20
+            assert sum(read) == 20 * 202, "each once"
+            assert 400 < max(read) <= 500
+
+    virtually(scenario())
+
+
+@workflow
+async def many_steps_and_a_nap(count: int) -> int:
+    for _ in range(count):
+        await workflow.sleep(0)
+    await workflow.sleep(3_600)
     return count
 
 
