@@ -216,6 +216,27 @@ def test_a_database_clock_that_is_set_is_followed_and_said(caplog: pytest.LogCap
     run_virtual(asyncio.wait_for(scenario(), 300))
 
 
+def test_a_database_that_tells_no_time_does_not_stop_the_heart_of_a_node(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the error is: a node whose heart has stopped begins nothing more, and is not even told that it is dead.
+
+    What stands in for it is what PostgreSQL's driver says of a connection that is cut while it is made.
+    """
+
+    async def scenario() -> None:
+        store = elsewhere(MemoryStore(), 0)
+        async with client_elsewhere(store) as client, client.worker(*HOSTED):
+            store.now_us = no_time  # type: ignore[method-assign]
+            await asyncio.sleep(60)
+            assert await client.execute(two_steps, 1) == 3
+
+    async def no_time() -> int:
+        raise ZeroDivisionError
+
+    run_virtual(asyncio.wait_for(scenario(), 120))
+    said = {record.message for record in caplog.records if record.levelno >= logging.ERROR}
+    assert said == {"the database could not be asked for the time; please report this bug"}
+
+
 def test_clocks_that_differ_by_milliseconds_make_nobody_wait_for_a_poll() -> None:
     """The starter's clock is 20 ms ahead, so its run is due in the future of the node that hears of it."""
 

@@ -172,6 +172,18 @@ def test_mail_that_cannot_be_read_waits_and_holds_up_nobody_else() -> None:
     virtually(scenario())
 
 
+def test_very_much_mail_that_cannot_be_read_does_not_hide_what_came_after_it() -> None:
+    async def scenario() -> None:
+        async with client_on(MemoryStore()) as client, client.worker(*HOSTED):
+            full, other = await client.start(nap, 3_600), await client.start(stubborn)
+            for n in range(5_000):
+                await send(client, full, b'{"type":"FromTheFuture"}', f"m{n}")
+            await other.cancel()
+            assert await asyncio.wait_for(other.result(), 5) == "not cancelled"
+
+    virtually(scenario())
+
+
 def test_more_messages_than_a_turn_takes_are_all_taken_in_order() -> None:
     async def scenario() -> None:
         async with client_on(MemoryStore()) as client, client.worker(*HOSTED):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,6 +146,12 @@ def test_without_a_limit_nothing_is_counted() -> None:
             assert store.calls["backlog"] == 0
 
     virtually(scenario())
+
+
+async def test_a_limit_higher_than_a_database_can_count_is_no_mistake(tmp_path: Path) -> None:
+    async with outlast.connect(f"sqlite:///{tmp_path}/x.db", max_backlog=1 << 70) as client:
+        await client.start(two_steps, 1)
+        assert len(await client.runs()) == 1
 
 
 def test_a_limit_below_one_is_a_mistake() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from world import (
     nap,
     nap_then_step,
     nothing_is_left,
+    stubborn,
     take_time,
     two_steps,
     until,
@@ -25,9 +26,11 @@ from world import (
 
 from outlast import Busy, CommitUnknown, StoreUnavailable, activity, workflow
 from outlast.model.ids import RunId
-from outlast.runtime import membership
+from outlast.runtime import loading, membership
 from outlast.runtime.limits import Limits
+from outlast.runtime.loading import BUSY_S
 from outlast.sdk.client import Client, Handle
+from outlast.store.api import JournalRow
 from outlast.store.memory import MemoryStore
 from virtual import VirtualClock, client_on, run_virtual
 
@@ -522,3 +525,74 @@ def test_a_node_whose_heartbeats_do_not_arrive_begins_nothing_when_its_lease_is_
                 assert store.used_up()
 
     run_virtual(scenario())
+
+
+@workflow
+async def many_steps(count: int) -> int:
+    for _ in range(count):
+        await workflow.sleep(0)
+    return count
+
+
+def test_long_histories_are_not_all_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node claims runs by the hundred; what it reads for them at a time must have a bound of its own."""
+    monkeypatch.setattr(loading, "EVENTS_AT_A_TIME", 500)
+
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_on(data.connect()) as one, one.worker(many_steps_and_a_nap, *HOSTED):
+            handles = [await one.start(many_steps_and_a_nap, 100) for _ in range(20)]
+            await asyncio.sleep(60)
+        async with client_with_faults(data) as (client, store):
+            read: list[int] = []
+
+            async def histories(run_ids: list[RunId]) -> dict[RunId, list[JournalRow]]:
+                found = await store._store.histories(run_ids)
+                read.append(sum(row.count for rows in found.values() for row in rows))
+                return found
+
+            store.histories = histories  # type: ignore[attr-defined]
+            async with client.worker(many_steps_and_a_nap, *HOSTED):
+                assert [await (await client.handle(each.id)).result() for each in handles] == [100] * 20
+            assert sum(read) == 20 * 202, "each once"
+            assert 400 < max(read) <= 500
+
+    virtually(scenario())
+
+
+@workflow
+async def many_steps_and_a_nap(count: int) -> int:
+    for _ in range(count):
+        await workflow.sleep(0)
+    await workflow.sleep(3_600)
+    return count
+
+
+def test_suspects_that_have_much_to_do_do_not_keep_a_node_from_its_mail() -> None:
+    """They are loaded one by one, each for as long as it takes to see that it kills nobody."""
+
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_with_faults(data) as (dying, claims), client_with_faults(data) as (client, store):
+            handles = [await dying.start(many_steps, 1_000) for _ in range(20)]
+            claimed = claims.gate("claim", written=True)
+            await dying.worker(many_steps, *HOSTED).__aenter__()
+            async with client.worker(many_steps, *HOSTED):
+                other = await client.start(stubborn)
+                await claimed.reached.wait()
+                for _ in range(100_000):  # as long as a disk takes
+                    store._faults["commit"].append(_slowly)
+                membership_of(dying).abandon()
+                assert await dying.service.store.declare_dead(membership_of(dying).node.node_id)
+                node = membership_of(client).node
+                await until(lambda: any(RunId(each.run_id) in node.hosted for each in handles))
+                await other.cancel()
+                assert await asyncio.wait_for(other.result(), 2 * BUSY_S) == "not cancelled"
+                assert len(node.hosted) < len(handles), "suspects were still waiting"
+
+    virtually(scenario())
+
+
+async def _slowly(call: Callable[[], Awaitable[object]]) -> object:
+    await asyncio.sleep(0.005)
+    return await call()

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from world import HOSTED, add_one, client_with_faults, executed, membership_of, names, nothing_is_left, two_steps, until
+from world import (
+    HOSTED,
+    add_one,
+    client_with_faults,
+    executed,
+    membership_of,
+    names,
+    nothing_is_left,
+    take_time,
+    two_steps,
+    until,
+)
 
-from outlast import OutlastError, WorkflowTerminated, workflow
+from outlast import OutlastError, WorkflowCancelled, WorkflowTerminated, workflow
 from outlast.engine.replay import replay
 from outlast.engine.run import Phase, RunState
 from outlast.model.ids import RunId
 from outlast.sdk.client import Client, Handle
+from outlast.store.api import Answer, RunStatus
 from outlast.store.memory import MemoryStore
 from virtual import VirtualClock, client_on, run_virtual
 
@@ -42,6 +55,61 @@ async def as_recorded(n: int) -> int:
 @workflow(name="changed")
 async def as_deployed(n: int) -> int:
     return await add_one(n)
+
+
+@workflow(name="redone")
+async def as_begun() -> str:
+    return await take_time(100.0)
+
+
+@workflow(name="redone")
+async def as_rewritten() -> str:
+    with contextlib.suppress(asyncio.CancelledError):
+        await add_one(1)
+    return "by code that cannot follow the history"
+
+
+# --- parking ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_to_which_mail_is_on_its_way_while_it_is_parked_takes_no_turn_with_what_has_failed() -> None:
+    """PostgreSQL then refuses even a run that is parked: it waits for no sender."""
+
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_on(data.connect()) as before:
+            await before.worker(as_begun, *HOSTED).__aenter__()
+            await before.start(as_begun, id="x")
+            await asyncio.sleep(1)
+            membership_of(before).abandon()
+            async with client_with_faults(data) as (client, store), client_on(data.connect()) as sender:
+                handle = await sender.handle("x")
+
+                async def mail_comes(call: Callable[[], Awaitable[object]]) -> list[Answer]:
+                    await handle.cancel()
+                    return [Answer.MAIL_WAITING]
+
+                store._faults["commit"].append(mail_comes)
+                async with client.worker(as_rewritten, *HOSTED):
+                    await until(store.used_up)
+                    await asyncio.sleep(100)
+                    row = (await handle.describe()).row
+                    assert (row.status, row.owner) == (RunStatus.OPEN, None)
+                    assert "cannot be replayed" in str(row.error)
+                    assert await names(handle) == ["WorkflowExecutionStarted", "ActivityScheduled"]
+                async with client_on(data.connect()) as after, after.worker(as_begun, *HOSTED):
+                    with pytest.raises(WorkflowCancelled):
+                        await handle.result()
+                assert await names(handle) == [
+                    "WorkflowExecutionStarted",
+                    "ActivityScheduled",
+                    "ActivityAttemptLost",
+                    "WorkflowExecutionCancelRequested",
+                    "ActivityCancelled",
+                    "WorkflowExecutionCancelled",
+                ]
+
+    virtually(scenario())
 
 
 # --- terminate --------------------------------------------------------------------------------------------------------

@@ -239,6 +239,47 @@ def test_a_node_that_is_alone_keeps_its_line_to_itself() -> None:
     virtually(scenario())
 
 
+begun_far: Counter[float] = Counter()
+"""How many began at which time."""
+
+
+@activity(queue="far")
+async def far_away(seconds: float) -> None:
+    begun_far[now()] += 1
+    await asyncio.sleep(seconds)
+
+
+@activity(queue="far")
+def far_in_a_thread() -> None:
+    pass
+
+
+@workflow
+async def all_far(count: int, seconds: float) -> None:
+    await asyncio.gather(*(far_away(seconds) for _ in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("threads", "within_s"), [(64, 1), (1, 6)], ids=["with free threads", "with hardly any free thread"]
+)
+def test_far_work_of_which_there_is_much_fills_a_node_that_has_room_for_it(threads: int, within_s: float) -> None:
+    """Not at the pace of polling, and not at that of the threads, of which it needs none."""
+
+    async def scenario() -> None:
+        begun_far.clear()
+        data = MemoryStore()
+        async with client_on(data.connect()) as client, client_on(data.connect()) as other:
+            async with client.worker(all_far), other.worker(far_away, far_in_a_thread, queue="far"):
+                membership_of(other).node.attempts._free_threads = threads
+                begun = now()
+                handle = await client.start(all_far, 400, 3_600.0)
+                await until(lambda: begun_far.total() == 400)
+                assert now() - begun < within_s
+                await handle.terminate()
+
+    virtually(scenario())
+
+
 @pytest.mark.parametrize("written", [False, True], ids=["not written", "written"])
 def test_an_offer_of_which_nobody_knows_loses_no_attempt(written: bool) -> None:
     async def scenario() -> None:

@@ -56,6 +56,25 @@ def test_a_waiter_is_told_although_its_run_was_taken_over_meanwhile() -> None:
     virtually(scenario())
 
 
+def test_a_hint_that_comes_while_a_waiter_looks_is_not_lost() -> None:
+    async def scenario() -> None:
+        data = MemoryStore()
+        async with client_with_faults(data) as (far, store), client_on(data.connect()) as client:
+            async with client.worker(*HOSTED):
+                handle = await client.start(nap, 0.5)
+                looking = store.gate("closed_of", written=True)  # it has seen that the run is open
+                waiting = asyncio.ensure_future((await far.handle(handle.id, nap)).result())
+                await looking.reached.wait()
+                assert await handle.result() == "rested"
+                await asyncio.sleep(0.01)
+                looking.open()
+                begun = now()
+                assert await waiting == "rested"
+                assert now() - begun < 0.1
+
+    virtually(scenario())
+
+
 def test_waiters_that_are_cancelled_leave_nothing_behind() -> None:
     async def scenario() -> None:
         data = MemoryStore()

@@ -144,6 +144,7 @@ def test_start_options_are_checked_by_name() -> None:
         ({"queue": None}, "queue must be a string"),
         ({"priority": "high"}, "priority must be a whole number"),
         ({"priority": True}, "priority must be a whole number"),
+        ({"priority": 2**63}, "priority must be between -1000000000 and 1000000000, not 9223372036854775808"),
     ]
     for options, reason in wrong:
         with pytest.raises(InvalidArgument, match="^the start of a workflow: " + reason):

@@ -353,6 +353,8 @@ BROKEN: list[Callable[[], Commit]] = [
     lambda: turn(1, A, 1, status=RunStatus.FAILED, release=Release(None)),
     lambda: turn(1, A, 1, status=RunStatus.OPEN),
     lambda: turn(1, A, 1, add_tasks=[task("1"), task("1")]),
+    lambda: start(1, priority=1 << 63),
+    lambda: start(1, priority=-1 << 63),
 ]
 
 

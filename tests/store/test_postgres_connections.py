@@ -419,6 +419,35 @@ async def test_a_connection_that_cannot_be_set_up_is_not_left_open(
     await until(is_closed)
 
 
+async def test_a_connection_that_is_cut_while_it_is_made_is_no_bug_of_the_commit_that_wanted_it(
+    url: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver then says so with an error of its own. A commit that fails with a bug parks its run."""
+    store = await stage.store()
+    node = await store.join("n")
+    await postgres.terminate_backends(url)
+    connecting = asyncpg.connect
+    cut = [asyncpg.InternalClientError("got result for unknown protocol state 1") for _ in range(20)]
+
+    async def connect(*args: object, **options: object) -> object:
+        if cut:
+            raise cut.pop()
+        return await connecting(*args, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    told: set[type[Exception]] = set()
+
+    async def works_again() -> bool:
+        try:
+            return await store.commit([start(1, owner=node)]) == [Answer.COMMITTED]
+        except (CommitUnknown, StoreUnavailable) as error:  # unknown: it was sent before it was known that it is cut
+            told.add(type(error))
+            return False
+
+    await until(works_again)
+    assert StoreUnavailable in told
+
+
 # --- hints ----------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +471,30 @@ async def test_hints_come_again_after_all_connections_were_cut(url: str, stage: 
         return heard.is_set()
 
     await until(hears)
+
+
+async def test_what_is_told_just_when_the_last_hint_is_out_is_told_too(stage: Stage) -> None:
+    store, other = await stage.store(), await stage.store()
+    session, hearer = store._session, other._session
+    assert session is not None
+    assert hearer is not None
+    heard: list[str] = []
+    hearer._concerns = heard.append  # type: ignore[assignment, method-assign]
+    connection = session._connection
+
+    class ThenTells:
+        async def execute(self, *given: object) -> None:
+            session._connection = connection
+            await connection.execute(*given)
+            asyncio.get_running_loop().call_soon(session.tell, "second")
+
+    session._connection = ThenTells()
+    session.tell("first")
+
+    async def both_were_heard() -> bool:
+        return heard == ["first", "second"]
+
+    await until(both_were_heard)
 
 
 async def test_a_hint_for_a_queue_whose_name_has_a_line_s_end_is_heard(stage: Stage) -> None:

@@ -13,11 +13,12 @@ import pytest
 
 import postgres
 from outlast.model.errors import DatabaseTooNew, NotADatabase, StoreUnavailable
+from outlast.model.ids import NodeId
 from outlast.store import migrate, postgres_migrate
-from outlast.store.api import Answer
+from outlast.store.api import Answer, RunFilter, RunStatus, Sent
 from outlast.store.migrate import Migration, Plan
 from outlast.store.postgres import PostgresStore
-from store.building import claim, claimed, commit_one, mail, run_id, start, turn
+from store.building import NAMESPACE, claim, claimed, commit_one, mail, run_id, start, task, task_claim, turn
 
 NEWEST = migrate.newest("postgres")
 
@@ -67,17 +68,26 @@ async def versions(db: Any) -> list[tuple[int, int]]:
 
 
 async def works(url: str) -> None:
-    """A run is started, claimed, gets mail, and goes on."""
     store = PostgresStore(url, create=False)
     await store.open()
-    node = await store.join("n")
-    assert await commit_one(store, start(1)) is Answer.COMMITTED
-    assert await claimed(store, claim(node)) == [run_id(1)]
-    await store.send([mail(1, "m")])
-    assert await commit_one(store, turn(1, node, 2)) is Answer.COMMITTED
+    await goes_on(store, await store.join("n"), 1)
+    await store.close()
+
+
+async def goes_on(store: PostgresStore, node: NodeId, number: int) -> None:
+    """A run is started, claimed, gets mail, has an activity done elsewhere, and ends."""
+    assert await commit_one(store, start(number)) is Answer.COMMITTED
+    assert await claimed(store, claim(node)) == [run_id(number)]
+    assert await store.send([mail(number, "m")]) == [Sent.ACCEPTED]
+    assert await commit_one(store, turn(number, node, 2, add_tasks=[task(visible_at_us=0)])) is Answer.COMMITTED
+    (taken,) = await store.claim_tasks(task_claim(node))
+    assert await store.deliver(node, taken, mail(number, "done"))
+    consumed = [each.mail_id for each in await store.mail_of(node, 10)]
+    ending = turn(number, node, 3, status=RunStatus.COMPLETED, consume=consumed)
+    assert await commit_one(store, ending) is Answer.COMMITTED
     assert [each.gone for each in await store.nodes()] == [False]
     assert await store.heartbeat(node)
-    await store.close()
+    assert [each.run_id for each in await store.runs(RunFilter(NAMESPACE, limit=1))] == [run_id(number)]
 
 
 async def opened(url: str, *, create: bool = True) -> None:
@@ -204,6 +214,23 @@ async def test_a_newer_schema_that_this_release_may_use_is_used(url: str, db: An
 
     assert await postgres_migrate.migrate_postgres(db, url) == (NEWEST + 1, NEWEST + 1)
     assert await contents(db) == before
+
+
+async def test_a_node_goes_on_while_the_next_release_gives_the_tables_more_columns(url: str, db: Any) -> None:
+    """What its sessions have prepared, and the plans of its functions, are for the rows as they were."""
+    await opened(url)
+    store = PostgresStore(url)
+    await store.open()
+    node = await store.join("n")
+    for number in range(1, 11):
+        await goes_on(store, node, number)
+
+    for table in ("runs", "run_details", "journal", "mailbox", "woken", "tasks", "nodes"):
+        await db.execute(f"ALTER TABLE outlast.{table} ADD COLUMN of_the_next_release text DEFAULT 'x'")
+
+    for number in range(11, 21):
+        await goes_on(store, node, number)
+    await store.close()
 
 
 @pytest.mark.parametrize("create", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import outlast
 import pgbouncer
 import postgres
 from outlast import activity, workflow
+from outlast.runtime import membership
 from outlast.store.api import Answer
 from outlast.store.postgres_connection import Line
 from store.building import claim, claimed, commit_one, mail, run_id, start, turn
@@ -35,6 +37,12 @@ async def shop(n: int) -> int:
 
 
 @workflow
+async def rest_and_charge(n: int) -> int:
+    await workflow.sleep(0.1)
+    return await charge(n)
+
+
+@workflow
 async def wait_for_ever() -> None:
     await workflow.wait(lambda: False)
 
@@ -50,6 +58,22 @@ async def test_workflows_run_to_their_end_behind_a_pooler(url: str) -> None:
             assert await asyncio.gather(*[handle.result() for handle in handles]) == [n + 2 for n in range(10)]
             with pytest.raises(outlast.WorkflowCancelled, match="sleeper"):
                 await sleeper.result()
+
+
+async def test_takeover_behind_a_pooler_waits_for_the_heartbeat(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "LEASE_S", 1.5)
+    monkeypatch.setattr(membership, "HEARTBEAT_S", 0.2)
+    async with outlast.connect(url) as dying, outlast.connect(url) as other:
+        await dying.worker(rest_and_charge, charge).__aenter__()
+        handle = await dying.start(rest_and_charge, 1)
+        assert dying.service.membership is not None
+        dying.service.membership.abandon()
+
+        async with other.worker(rest_and_charge, charge):
+            begun = time.monotonic()
+            assert await asyncio.wait_for((await other.handle(handle.id)).result(), 60) == 2
+            assert time.monotonic() - begun > 1.5
+        assert [each.alive for each in await other.service.store.nodes()] == []
 
 
 async def test_many_stores_share_few_sessions_of_the_server(url: str) -> None:

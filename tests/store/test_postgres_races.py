@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 import postgres
+from outlast.model.errors import InternalError
 from outlast.model.ids import NodeId
 from outlast.store import postgres_sql as sql
 from outlast.store.api import Answer, IdReuse, Release, RunStatus, Sent, Store
@@ -62,6 +63,23 @@ async def test_mail_that_is_on_its_way_when_a_run_ends_is_not_lost_and_does_not_
 
 async def test_mail_that_is_on_its_way_when_a_run_is_given_back_is_not_lost(stage: Stage) -> None:
     await _mail_beside_a_leaving(stage, lambda: release(1, A, 2))
+
+
+async def test_mail_that_is_on_its_way_when_a_run_is_parked_is_not_lost(stage: Stage) -> None:
+    """Otherwise than mail that is there, it makes the release wait: it would be stamped with an owner who is gone."""
+    store = await stage.store()
+    node = await store.join("n")
+    await store.commit([start(1, owner=A)])
+    sender = await stage.transaction()
+    assert await send_over(sender, mail(1, "m")) == "accepted"
+
+    answers = await stage.at_once(store.commit([turn(1, A, 2, release=Release(0, "boom"))]))
+    await end(sender)
+    again = await commit_one(store, turn(1, A, 2, release=Release(0, "boom")))
+
+    assert await claimed(store, claim(node)) == [run_id(1)]
+    assert [each.message_id for each in await store.mail_of(node, 10)] == ["m"], "its owner never sees the mail"
+    assert (answers, again) == ([Answer.MAIL_WAITING], Answer.COMMITTED)
 
 
 async def test_a_sender_waits_for_the_end_of_a_run_and_hears_of_it(stage: Stage) -> None:
@@ -233,6 +251,21 @@ async def test_of_two_commits_for_one_turn_one_is_written(stage: Stage) -> None:
     assert await marks(store, 1) == [(1, 1, None), (2, 1, 7)]
     assert answers == [Answer.FENCED]
     assert (await row(store, 1)).turn_id == 7
+
+
+async def test_the_journal_itself_refuses_a_second_row_for_one_event(stage: Stage) -> None:
+    """The backstop, if the row of a run is behind its history: nothing is overwritten, and nobody else is failed."""
+    store = await stage.store()
+    await store.commit([start(1, owner=A), start(2, owner=A)])
+    await store.commit([turn(1, A, 2, turn_id=1)])
+    await (await stage.connection()).execute("UPDATE outlast.runs SET next_event = 2, turn_id = NULL")
+
+    with pytest.raises(InternalError, match="UniqueViolation"):
+        await store.commit([turn(1, A, 2, turn_id=2), turn(2, A, 2, turn_id=3)])
+
+    assert await marks(store, 1) == [(1, 1, None), (2, 1, 1)]
+    assert await marks(store, 2) == [(1, 1, None)]
+    assert await commit_one(store, turn(2, A, 2, turn_id=4)) is Answer.COMMITTED
 
 
 # --- claims -------------------------------------------------------------------------------------------------------

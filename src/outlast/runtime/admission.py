@@ -32,6 +32,9 @@ MAX_BACKLOG = 100_000
 """Runs of one queue that may wait. A worker takes thousands per second: if more than this wait, they wait for long,
 and most likely nobody works at all. Some 100 MB in the database."""
 
+MOST = (1 << 31) - 1
+"""What a database counts up to. Who gives a higher limit means none."""
+
 COUNT_S = 0.5
 """Between two counts of a queue. Counting to the limit takes some milliseconds."""
 
@@ -63,7 +66,7 @@ class Admission:
         self._store = store
         self._clock = clock
         self._namespace = namespace
-        self._max_backlog = max_backlog
+        self._max_backlog = None if max_backlog is None else min(max_backlog, MOST)
         self._counts: dict[str, _Count] = {}
         self._slots = asyncio.Semaphore(UNDER_WAY)
         self._in_line = 0

@@ -84,8 +84,8 @@ class Claims:
             await loading.adopt(self._node, claimed)
             if len(claimed) == limit:
                 self._come_back(shared)
-        if suspects:
-            await loading.adopt_suspects(self._node, partial(self._claim_suspect, names))
+        if suspects and await loading.adopt_suspects(self._node, partial(self._claim_suspect, names)):
+            self.again_s = 0.0
 
     def _limit(self, shared: bool) -> int:
         room = self.room()

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,6 +63,9 @@ SUSPECT_CLAIMS = 2
 CLAIMS_BEFORE_QUARANTINE = 3
 """Deaths of a process right after it took a run, after which the run is suspected of having caused them."""
 
+EVENTS_AT_A_TIME = 20_000
+"""Of the histories that are read at a time, unless a single one has more: some 10 MB."""
+
 BUSY_S = 1.0
 """Who has made progress, and goes on for so long without a pause, is no killer; the others wait for it meanwhile."""
 
@@ -85,13 +88,32 @@ class _Found(NamedTuple):
 
 async def adopt(node: Node, claimed: Sequence[Claimed]) -> None:
     """Load runs that the store says are this node's, and go on with them."""
-    if not claimed:
-        return
     for each in claimed:
         hosted = node.hosted.get(each.run.run_id)
         if hosted is not None:
             # It was free, so its release was written, though the answer to that is still on its way.
             node.leave(hosted)
+    written: list[asyncio.Future[None]] = []
+    for portion in _portions(_by_suspicion(node, claimed)):
+        await _adopt_portion(node, portion, written)
+
+
+def _portions(claimed: Iterable[Claimed]) -> Iterator[list[Claimed]]:
+    """So many runs at a time as have histories of a bounded size together; at least one."""
+    portion: list[Claimed] = []
+    events = 0
+    for each in claimed:
+        if portion and events + each.run.next_event > EVENTS_AT_A_TIME:
+            yield portion
+            portion, events = [], 0
+        portion.append(each)
+        events += each.run.next_event
+    if portion:
+        yield portion
+
+
+async def _adopt_portion(node: Node, claimed: Sequence[Claimed], written: list[asyncio.Future[None]]) -> None:
+    """`written`: commits of those before, which a suspect waits for."""
     run_ids = [each.run.run_id for each in claimed]
     try:
         # Side by side: nobody else writes a history of ours.
@@ -104,15 +126,14 @@ async def adopt(node: Node, claimed: Sequence[Claimed]) -> None:
     mail_of: dict[RunId, list[Mail]] = {}
     for item in mail:
         mail_of.setdefault(item.run_id, []).append(item)
-    written: list[asyncio.Future[None]] = []
-    for each in _by_suspicion(node, claimed):
+    for each in claimed:
         run_id = each.run.run_id
         if run_id in node.hosted:
             continue
         if each.run.claims >= SUSPECT_CLAIMS and written:
             await asyncio.wait(written)
             written.clear()
-        entry = _load(node, _Found(each, histories.get(run_id, []), tasks.get(run_id, []), mail_of.get(run_id, [])))
+        entry = _load(node, _Found(each, histories.pop(run_id, []), tasks.get(run_id, []), mail_of.get(run_id, [])))
         if entry is not None:
             written.append(asyncio.get_running_loop().create_future())
             node.committer.submit([Entry(entry.commit, partial(_written, written[-1], entry))])
@@ -136,10 +157,16 @@ def _written(written: asyncio.Future[None], entry: Entry, outcome: Outcome) -> N
     entry.done(outcome)
 
 
-async def adopt_suspects(node: Node, claim: Callable[[], Awaitable[Sequence[Claimed]]]) -> None:
-    """Claim and load one suspect after the other, until there are no more. `claim` takes one, or none."""
+async def adopt_suspects(node: Node, claim: Callable[[], Awaitable[Sequence[Claimed]]]) -> bool:
+    """Claim and load one suspect after the other, for a while: mail for others waits meanwhile. `claim` takes one, or
+    none. Whether there may be more."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + BUSY_S
     while not node.stopping and (claimed := await claim()):
         await adopt(node, claimed)
+        if loop.time() >= until:
+            return True
+    return False
 
 
 async def _adopt_singly(node: Node, claimed: Sequence[Claimed], error: Exception) -> None:

@@ -78,6 +78,9 @@ CLOCK_JUMP_S = 1.0
 IDLE_S = 10.0
 """A run that has waited this long is likely to wait longer: it leaves memory."""
 
+MAIL_BATCH = 1_000
+"""Messages read in a round: a few milliseconds."""
+
 SWEEP_S = 1.0
 """How often idle runs are looked for."""
 
@@ -123,6 +126,8 @@ class Membership:
         self._clock_ahead: float | None = None
         """By how much the database's clock is ahead of the monotonic one: constant, unless it is set."""
         self._last_sweep = 0.0
+        self._mail_limit = MAIL_BATCH
+        """Grows when most of what is read is here already: what cannot be taken now must not hide what comes after."""
         self._dead_own = False
         """Dead nodes were seen that own runs: suspects may be among them."""
 
@@ -226,8 +231,9 @@ class Membership:
     async def _rest(self, begun: float) -> None:
         """Until it is time for the next round; the one before began at `begun`."""
         rest_s = self._store.poll_s
-        if self._claims.again_s is not None:
-            rest_s = min(rest_s, self._claims.again_s)
+        for again_s in (self._claims.again_s, self._tasks.again_s):
+            if again_s is not None:
+                rest_s = min(rest_s, again_s)
         if self._looks_late:
             rest_s = min(rest_s, LOOK_PAUSE_S)
         with contextlib.suppress(TimeoutError):
@@ -267,8 +273,17 @@ class Membership:
 
     async def _read_mail(self) -> None:
         node = self.node
-        if node.hosted:
-            node.put_mail(await self._store.mail_of(node.node_id, limit=1_000))
+        if not node.hosted:
+            return
+        limit = self._mail_limit
+        mail = await self._store.mail_of(node.node_id, limit)
+        new = node.put_mail(mail)
+        if len(mail) == limit:
+            self.hint()  # perhaps there is more
+            if new < limit / 2:
+                self._mail_limit = limit * 2
+        elif len(mail) < limit / 4:
+            self._mail_limit = max(MAIL_BATCH, limit // 2)
 
     def _watch_clock(self, now: float) -> None:
         """Say it when the clock was set: it is why timers seem to come early or late."""
@@ -290,12 +305,18 @@ class Membership:
                 continue
             if not refused and node_id == self.node.node_id:
                 self.node.attempts.trust(begun + LEASE_S * TRUST)
-            if isinstance(self._clock, DatabaseClock):
-                await self._clock.refresh()
             if refused and node_id == self.node.node_id and not self._must_rejoin:
                 logger.error("node %d was declared dead (it was stopped or blocked too long)", node_id)
                 self._must_rejoin = True
                 self.hint()
+            await self._keep_time()
+
+    async def _keep_time(self) -> None:
+        if isinstance(self._clock, DatabaseClock):
+            try:
+                await self._clock.refresh()
+            except Exception:  # the heartbeat must go on: without it the node is dead, and would not even hear of it
+                logger.exception("the database could not be asked for the time; please report this bug")
 
     async def _come_back(self) -> None:
         """Forget everything and join as a new node; tried again in the next round until it is done."""

@@ -131,13 +131,15 @@ class Node:
             hosted.inbox.append(item)
             self.wake(hosted)
 
-    def put_mail(self, mail: Iterable[Mail]) -> None:
+    def put_mail(self, mail: Iterable[Mail]) -> int:
         """Mail for hosted runs; what is here already is left out. Mail that this release cannot read is left where
-        it is, for a newer node."""
+        it is, for a newer node. Returns how much of it is new."""
+        new = 0
         for item in mail:
             hosted = self.hosted.get(item.run_id)
             if hosted is None or item.mail_id in hosted.mail_ids:
                 continue
+            new += 1
             try:
                 message = decode_message(item.body)
             except msgspec.DecodeError as error:
@@ -147,6 +149,7 @@ class Node:
             hosted.mail_ids.add(item.mail_id)
             hosted.mail.append((item.mail_id, message))
             self.wake(hosted)
+        return new
 
     def wake(self, hosted: Hosted) -> None:
         if hosted.stage is Stage.IDLE and not hosted.ready:
@@ -274,6 +277,7 @@ class Node:
         run_id = hosted.run_id
         mail: list[Mail] = []
         failed = isinstance(outcome, BaseException) and not isinstance(outcome, CommitUnknown)
+        parks = commit.release is not None and commit.release.error is not None
         if failed and decision is None:  # not even its release can be written
             if self.stopping:
                 self.leave(hosted)
@@ -281,7 +285,7 @@ class Node:
             await asyncio.sleep(min(PAUSE_S * 2.0 ** min(hosted.failures, 10), MAX_PAUSE_S))
         if outcome is Answer.MAIL_WAITING:
             mail = await patiently(lambda: self.store.mail_for([run_id]))
-            if not mail:  # a sender is just putting it there
+            if not mail or parks:  # a sender is just putting it there
                 await asyncio.sleep(PAUSE_S)
         row = await patiently(lambda: self.store.run(run_id))
         if hosted.stage is not Stage.LOOKING:
@@ -298,7 +302,7 @@ class Node:
             self.leave(hosted)
             if not self.stopping:
                 await loading.adopt(self, [Claimed(row, lost=True)])
-        elif mail and decision is None:
+        elif mail and decision is None and not parks:  # who is parked can take none: its state is that of a failed turn
             self.rest(hosted)
             self.put_mail(mail)
         else:

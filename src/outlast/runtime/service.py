@@ -269,6 +269,7 @@ class Service:
     async def _watch_elsewhere(self) -> None:
         """Look at watched runs that live elsewhere, as long as there are any."""
         while self._watched:
+            self._hint.clear()  # first: a hint that comes while this looks is a reason to look again
             elsewhere = [run_id for run_id in self._watched if not self._is_hosted(run_id)]
             try:
                 for row in await self.store.closed_of(elsewhere) if elsewhere else ():
@@ -277,7 +278,6 @@ class Service:
                 logger.warning("the database does not answer (%s); trying again", error)
             except Exception:
                 logger.exception("looking for the ends of runs failed; please report this bug")
-            self._hint.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await self._hint.wait()

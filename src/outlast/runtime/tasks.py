@@ -6,8 +6,8 @@ A task is a row until its outcome is delivered: the row is removed and the outco
 one transaction. A node that dies leaves its tasks claimed; whoever finds them claimed by a dead node delivers that
 the attempt is lost, and the run's own retry policy decides what comes next.
 
-A round takes one batch (see `membership`). If there may be more, the next round comes as soon as a task is delivered
-or a slot is free; who stands in line here has precedence.
+A round takes one batch (see `membership`). If there may be more, the next round comes after a pause in which others get
+theirs, or, if there is no room left, as soon as a slot is free; who stands in line here has precedence.
 
 *A claim of which nobody knows* may have been written, or be written later: then rows say that this node has tasks of
 which it has not heard. So the next claim names all that the node *holds*, and so does one now and then for ever, with
@@ -30,6 +30,7 @@ from outlast.model.errors import CommitUnknown
 from outlast.model.ids import Namespace
 from outlast.model.inputs import AttemptLost, encode_message
 from outlast.runtime.attempts import end_id
+from outlast.runtime.claims import SHARE_PAUSE_S
 from outlast.runtime.clock import APART_US
 from outlast.runtime.node import Node
 from outlast.runtime.patience import patiently
@@ -54,6 +55,8 @@ class Tasks:
         self._others = tuple(name for name in names if not host.needs_thread(name))
         self.again = False
         """More may be waiting than there was room for."""
+        self.again_s: float | None = None
+        """More may be waiting, and there is room for it: in how many seconds to come back."""
         self._held: dict[HeldTask, bool] = {}
         """True: its outcome is known, and is being delivered."""
         self._look_at = node.clock.monotonic() + LOOK_S
@@ -62,7 +65,7 @@ class Tasks:
 
     async def claim(self) -> None:
         """Take no more than can begin at once: what waits for a slot can wait in the table, where others find it."""
-        self.again = False
+        self.again, self.again_s = False, None
         names: tuple[str, ...] = ()
         room = TASK_BATCH
         for kind, threaded in ((self._others, False), (self._threaded, True)):
@@ -76,7 +79,14 @@ class Tasks:
             tasks = await self._take(names, room)
             for task in tasks:
                 self._begin(task)
-            self.again = self.again or len(tasks) == room
+            if len(tasks) == room:
+                self.again = True
+                if self._has_room():
+                    self.again_s = SHARE_PAUSE_S
+
+    def _has_room(self) -> bool:
+        attempts = self._node.attempts
+        return attempts.room(threaded=not self._others) > 0
 
     async def _take(self, names: tuple[str, ...], room: int) -> list[Task]:
         now = self._node.clock.monotonic()

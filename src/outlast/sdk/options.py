@@ -200,6 +200,10 @@ def _definition(given: Mapping[str, object], shape: type[Any], where: str) -> De
     return Definition(name, names, DEFAULT_CALL_OPTIONS.merged(options, where=where))
 
 
+MAX_PRIORITY = 1_000_000_000
+"""More than anybody needs, and less than any database holds as a whole number."""
+
+
 def check_start_options(given: Mapping[str, object], where: str = "the start of a workflow") -> StartOptions:
     """The same options, checked. Raises InvalidArgument naming the option."""
     _refuse_unknown(given, StartOptions, where)
@@ -209,6 +213,8 @@ def check_start_options(given: Mapping[str, object], where: str = "the start of 
     priority = given.get("priority", 0)
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidArgument(f"{where}: priority must be a whole number, not {priority!r}")
+    if abs(priority) > MAX_PRIORITY:
+        raise InvalidArgument(f"{where}: priority must be between -{MAX_PRIORITY} and {MAX_PRIORITY}, not {priority}")
     return cast(StartOptions, dict(given))
 
 

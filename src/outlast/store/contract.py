@@ -33,6 +33,8 @@ def check_commit(commit: Commit) -> None:
         assert commit.count > 0, f"a run is created with its first event: {commit}"
         assert not commit.consume, f"a new run has no mail: {commit}"
         assert commit.release is None, f"a new run is created without an owner instead: {commit}"
+        # SQLite would keep it as a fraction, at which every claim fails.
+        assert abs(commit.create.priority) < 1 << 63, f"no database holds this priority: {commit}"
     if commit.status is not None:
         assert commit.status is not RunStatus.OPEN, f"a run is closed with a terminal status: {commit}"
         assert commit.release is None, f"closed and released at once: {commit}"

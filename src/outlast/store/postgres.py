@@ -299,19 +299,7 @@ class PostgresStore:
         return _first(await self._read(sql.FIND, namespace, workflow_id))
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        conditions = ["namespace = $1"]
-        values: list[Any] = [wanted.namespace]
-        for column, value in (("workflow_id = ", wanted.workflow_id), ("workflow = ", wanted.workflow),
-                              ("owner = ", wanted.owner), ("run_id < ", wanted.before)):  # fmt: skip
-            if value is not None:
-                values.append(value)
-                conditions.append(f"{column}${len(values)}")
-        if wanted.status is not None:
-            # Literals where an index is partial.
-            is_open = wanted.status is RunStatus.OPEN
-            conditions.append("status = 'open'" if is_open else f"status <> 'open' AND status = '{wanted.status}'")
-        values.append(wanted.limit)
-        statement = sql.list_runs(conditions, f"${len(values)}")
+        statement, values = listing(wanted)
         return [rows.run_row(record) for record in await self._read(statement, *values)]
 
     async def history(self, run_id: RunId, from_event: int = 1) -> list[JournalRow]:
@@ -323,6 +311,30 @@ class PostgresStore:
             row = rows.journal_row(record)
             found[row.run_id].append(row)
         return found
+
+
+def listing(wanted: RunFilter) -> tuple[str, list[Any]]:
+    """The statement, and its parameters."""
+    # Runs of one node are found by that, and not by walking over all runs in their order: nodes look through their own
+    # every few seconds. The planner does not know how few of all they are.
+    order = "run_id" if wanted.owner is None else "run_id || ''"
+    conditions = ["namespace = $1"]
+    values: list[Any] = [wanted.namespace]
+    for column, value in (
+        ("workflow_id = $", wanted.workflow_id),
+        ("workflow = $", wanted.workflow),
+        ("owner = $", wanted.owner),
+        (f"{order} < $", wanted.before),
+    ):
+        if value is not None:
+            values.append(value)
+            conditions.append(f"{column}{len(values)}")
+    if wanted.status is not None:
+        # Literals where an index is partial.
+        is_open = wanted.status is RunStatus.OPEN
+        conditions.append("status = 'open'" if is_open else f"status <> 'open' AND status = '{wanted.status}'")
+    values.append(wanted.limit)
+    return sql.list_runs(conditions, order, f"${len(values)}"), values
 
 
 def _least_busy(lines: list[Line]) -> Line:

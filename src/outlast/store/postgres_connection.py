@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from outlast.model.errors import OutlastError, StoreUnavailable
-from outlast.store.postgres_errors import ends_session, translated
+from outlast.store.postgres_errors import CONNECTION_ERRORS, ends_session, translated
 
 COMMAND_TIMEOUT_S = 20.0
 """No statement of ours takes this long on a server that is well. Longer than the lease: whoever is stuck for so long
@@ -173,7 +173,7 @@ async def connect(url: str, where: str, client: str, *, pooled: bool) -> asyncpg
             connection.terminate()
             raise
         return connection
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
         raise StoreUnavailable(
             f"{where} cannot be reached ({error!r}). Nothing was written. Check that the server runs, and that host, "
             "port, role, password and database in the URL are right."

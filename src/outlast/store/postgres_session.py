@@ -93,6 +93,7 @@ class Session:
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     async def close(self) -> None:
+        self._words.clear()
         for task in (self._keeping, self._telling):
             if task is not None:
                 task.cancel()
@@ -183,6 +184,7 @@ class Session:
         self._telling = None
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.debug("a hint was not sent (%s)", error)
+        self.tell()  # what was said between its last look and this moment
 
     async def _tell(self) -> None:
         while self._words:

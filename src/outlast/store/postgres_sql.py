@@ -120,8 +120,8 @@ FIND = f"""
 """
 
 
-def list_runs(conditions: list[str], limit: str) -> str:
-    return f"{_RUN} WHERE {' AND '.join(conditions)} ORDER BY run_id DESC LIMIT {limit}"
+def list_runs(conditions: list[str], order: str, limit: str) -> str:
+    return f"{_RUN} WHERE {' AND '.join(conditions)} ORDER BY {order} DESC LIMIT {limit}"
 
 
 # From the row in which the event is: that with the greatest first_event up to it.
