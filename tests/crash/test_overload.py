@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import overload_app as app
@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import outlast
+import postgres
 from outlast import Busy, Client, Handle
 from processes import WorkerProcess, results_of
 
@@ -83,11 +84,18 @@ async def overload(client: Client) -> tuple[list[Handle[int]], int]:
     return accepted, refused
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/o.db"
+        return
+    database = postgres.require(postgres.fresh_database)
+    yield database
+    postgres.drop_database(database)
+
+
 @pytest.mark.slow
-async def test_a_worker_that_is_given_ten_times_too_much_stays_small_and_responsive_and_recovers(
-    tmp_path: Path,
-) -> None:
-    url = f"sqlite:///{tmp_path}/o.db"
+async def test_a_worker_that_is_given_ten_times_too_much_stays_small_and_responsive_and_recovers(url: str) -> None:
     async with outlast.connect(url, max_backlog=MAX_BACKLOG) as client, outlast.connect(url) as asking:
         worker = WorkerProcess(APP, url)
         sleepers = [await asking.start(app.sleeper) for _ in range(200)]

@@ -479,7 +479,7 @@ async def test_what_is_told_just_when_the_last_hint_is_out_is_told_too(stage: St
     assert session is not None
     assert hearer is not None
     heard: list[str] = []
-    hearer._concerns = heard.append  # type: ignore[assignment, method-assign]
+    hearer._concerns = heard.append
     connection = session._connection
 
     class ThenTells:
