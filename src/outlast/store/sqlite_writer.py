@@ -8,9 +8,10 @@ fsync serves them all. Optimistic: all turns of all callers are one INSERT into 
 refuses a turn, the statement has done nothing; it is tried again in halves, until the refused turns stand alone.
 So a loser writes nothing and fails nobody else, and winners share one transaction whatever happens.
 
-If another process has the write lock, BEGIN IMMEDIATE is what waits for it, in a transaction of several statements: a
-try costs 3 us, one with a large INSERT 150. Nothing tells when the lock becomes free, and until somebody tries again
-nobody has it; so the pauses begin short, and grow with the time that has been waited.
+If another process has the write lock, the thread pauses until BEGIN IMMEDIATE says that it is free, and then tries its
+statement again, as one: a transaction of several would hold the lock while it waits for the interpreter's in between.
+The question costs 3 us, a large INSERT that finds the file locked 150. Nothing tells when the lock becomes free, and
+until somebody asks again nobody has it; so the pauses begin short, and grow with the time that has been waited.
 
 An error that is no refusal rolls everything back. If it is about the database (busy, disk full) it is everybody's
 answer; else it is a bug or a value that SQLite cannot hold, and each caller's part is tried in a transaction of its
@@ -99,7 +100,7 @@ class SqliteWriter:
         """Nodes whose byte is locked and whose row is not committed yet."""
         for statement in procedures(mailbox_limit):
             db.execute(statement)
-        # From now on `_begin` waits, in its own way.
+        # From now on `_with_write_lock` waits, in its own way.
         db.execute("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:
@@ -151,9 +152,9 @@ class SqliteWriter:
         if not 0 < len(rows) <= SIZES[-1]:
             return False
         try:
-            self._db.execute(*_filled(statement, rows, empty))
+            self._with_write_lock(*_filled(statement, rows, empty))
         except sqlite3.Error as error:
-            if _is_refusal(error) or _is_busy(error):
+            if _is_refusal(error):
                 return False
             raise translated(error, self._path, committing=True) from error
         return True
@@ -186,23 +187,36 @@ class SqliteWriter:
             for reply in self._insert_or_halve(statement, part, empty, replies, done)
         ]
 
-    def _begin(self) -> None:
-        """Wait while another process has the write lock."""
+    def _with_write_lock(self, statement: str, values: Sequence[object] = ()) -> None:
+        """Execute a statement that begins a transaction; wait while another process has the write lock."""
         began = time.monotonic()
         while True:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute(statement, values)
                 return
             except sqlite3.OperationalError as error:
-                waited_s = time.monotonic() - began
-                if not _is_busy(error) or waited_s > BUSY_TIMEOUT_S:
+                if not _is_busy(error) or time.monotonic() - began > BUSY_TIMEOUT_S:
                     raise
-                time.sleep(min(max(waited_s / 4, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
+            self._wait_until_free(began)
+
+    def _wait_until_free(self, began: float) -> None:
+        """Until nobody has the write lock, or it is too late."""
+        waited_s = time.monotonic() - began
+        while waited_s <= BUSY_TIMEOUT_S:
+            time.sleep(min(max(waited_s / 4, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute("ROLLBACK")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+            waited_s = time.monotonic() - began
 
     @contextmanager
     def _transaction(self) -> Generator[None, None, None]:
         try:
-            self._begin()
+            self._with_write_lock("BEGIN IMMEDIATE")
             yield
         except sqlite3.Error as error:
             self._roll_back()
