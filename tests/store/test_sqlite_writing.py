@@ -24,7 +24,7 @@ from outlast.store.sqlite_open import open_database
 from outlast.store.sqlite_reader import SqliteReader
 from outlast.store.sqlite_thread import DatabaseThread
 from outlast.store.sqlite_writer import Call, Operation, SqliteWriter, outgoing, turns
-from store.building import claim, committed, mail, row, run_id, start, turn
+from store.building import claim, committed, mail, row, run_id, start, task_claim, turn
 
 A = NodeId(1)
 
@@ -206,6 +206,20 @@ def test_reading_does_not_wait_for_a_writer(inline: Inline) -> None:
         assert inline.reader.run(run_id(1)) is not None
 
 
+async def test_a_claim_that_finds_nothing_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    node = await store.join("n")
+    await store.commit([start(1, owner=node)])
+    with closing(sqlite3.connect(tmp_path / "outlast.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        for wanted in (claim(node), claim(node, parked=True), claim(node, suspect=True)):
+            assert await store.claim(wanted) == []
+        for held in (None, ()):
+            assert await store.claim_tasks(task_claim(node, held=held)) == []
+    await store.close()
+
+
 # --- threads and loops --------------------------------------------------------------------------------------------
 
 
@@ -317,6 +331,7 @@ async def test_a_store_that_could_not_be_opened_can_be_opened_later(tmp_path: Pa
 # --- what stays fast ----------------------------------------------------------------------------------------------
 
 CLAIMS = {"lost": sql.LOST_RUNS, "due": sql.DUE_RUNS, "woken": sql.WOKEN_RUNS, "lost tasks": sql.LOST_TASKS}
+LOOKS = {"any run": sql.finds_any(tuple(CLAIMS.values())), "any task": sql.finds_any((sql.OWN_TASKS, sql.FREE_TASKS))}
 OTHERS = {
     "free tasks": sql.FREE_TASKS,
     "nodes": sql.NODES,
@@ -330,9 +345,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [*CLAIMS, *OTHERS])
+@pytest.mark.parametrize("name", [*CLAIMS, *LOOKS, *OTHERS])
 def test_no_statement_of_every_day_reads_a_whole_table(inline: Inline, name: str) -> None:
-    statement = {**CLAIMS, **OTHERS}[name]
+    statement = {**CLAIMS, **LOOKS, **OTHERS}[name]
     values = dict.fromkeys(re.findall(r":(\w+)", statement))
     positional = [None] * statement.count("?")
 

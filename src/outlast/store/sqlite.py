@@ -172,6 +172,8 @@ class SqliteStore:
         return cast("asyncio.Future[list[Answer]]", written)
 
     async def claim(self, claim: Claim) -> list[Claimed]:
+        if not await self._read(lambda reader: reader.finds_runs(claim)):  # see `sqlite_claims.py`
+            return []
         return await self._call(lambda writer: writer.claim(claim))
 
     async def take(self, node: NodeId, run_id: RunId) -> Claimed | None:
@@ -187,6 +189,8 @@ class SqliteStore:
         return cast(list[Sent], await self._write(outgoing(mail)))
 
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
+        if not await self._read(lambda reader: reader.finds_tasks(claim)):
+            return []
         return await self._call(lambda writer: writer.claim_tasks(claim))
 
     async def deliver(self, node: NodeId, task: Task, mail: NewMail) -> bool:

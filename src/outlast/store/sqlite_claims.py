@@ -2,6 +2,10 @@
 
 Runs are free in several ways (due, with mail, lost by a dead node, parked). For each way one statement finds the
 best candidates; here they are merged, and the best of all are taken. A suspect is claimed by a statement of its own.
+
+Most claims find nothing: each write of another process is a reason to make one. So whoever claims first *looks*, on a
+connection that reads, by one statement made of the same ones; only if that finds something does he take the write lock,
+for which all processes of the file stand in line.
 """
 
 from __future__ import annotations
@@ -40,25 +44,35 @@ def _take_all(db: sqlite3.Connection, node: NodeId, chosen: dict[RunId, NodeId |
 
 
 def _candidates(db: sqlite3.Connection, claim: Claim) -> list[Candidate]:
-    wanted: dict[str, Value] = {
+    wanted = _wanted_runs(claim, claim.limit)
+    found: list[Candidate] = []
+    for way in _ways_of_runs(claim):
+        (text,) = db.execute(way, wanted).fetchone()
+        found += decode_candidates(text)
+    return found
+
+
+def look_for_runs(claim: Claim) -> tuple[str, dict[str, Value]]:
+    """A SELECT of "1" if there is something to claim, else "0"; and its values."""
+    return sql.finds_any(_ways_of_runs(claim)), _wanted_runs(claim, min(claim.limit, 1))
+
+
+def _ways_of_runs(claim: Claim) -> tuple[str, ...]:
+    if claim.suspect:
+        return (sql.SUSPECT_RUN,)
+    ways = (sql.LOST_RUNS, sql.DUE_RUNS, sql.WOKEN_RUNS)
+    return (*ways, sql.PARKED_RUNS) if claim.parked else ways
+
+
+def _wanted_runs(claim: Claim, limit: int) -> dict[str, Value]:
+    return {
         "namespace": claim.namespace,
         "queues": as_json(sorted(set(claim.queues))),
         "workflows": as_json(sorted(set(claim.workflows))),
         "max_format": claim.max_format,
         "now_us": claim.now_us,
-        "limit": claim.limit,
+        "limit": limit,
     }
-    if claim.suspect:
-        ways = [sql.SUSPECT_RUN]
-    else:
-        ways = [sql.LOST_RUNS, sql.DUE_RUNS, sql.WOKEN_RUNS]
-        if claim.parked:
-            ways.append(sql.PARKED_RUNS)
-    found: list[Candidate] = []
-    for way in ways:
-        (text,) = db.execute(way, wanted).fetchone()
-        found += decode_candidates(text)
-    return found
 
 
 def _best(candidates: list[Candidate], limit: int) -> dict[RunId, NodeId | None]:
@@ -81,21 +95,32 @@ def claim_tasks(db: sqlite3.Connection, claim: TaskClaim) -> list[Task]:
     if not _is_alive(db, claim.node):
         return []
     tasks: list[Task] = []
-    ways = [sql.LOST_TASKS, sql.FREE_TASKS] if claim.held is None else [sql.LOST_TASKS, sql.OWN_TASKS, sql.FREE_TASKS]
-    for way in ways:
-        wanted: dict[str, Value] = {
-            "node": claim.node,
-            "held": as_json(claim.held),
-            "namespace": claim.namespace,
-            "queues": as_json(sorted(set(claim.queues))),
-            "activities": as_json(claim.activities),
-            "now_us": claim.now_us,
-            "limit": claim.limit - len(tasks),
-        }
-        (text,) = db.execute(way, wanted).fetchone()
+    for way in _ways_of_tasks(claim):
+        (text,) = db.execute(way, _wanted_tasks(claim, claim.limit - len(tasks))).fetchone()
         tasks += decode_tasks(text)
     db.executemany(sql.TAKE_TASK, [(claim.node, task.lost, task.run_id, task.activity_id) for task in tasks])
     return tasks
+
+
+def look_for_tasks(claim: TaskClaim) -> tuple[str, dict[str, Value]]:
+    """Like `look_for_runs`."""
+    return sql.finds_any(_ways_of_tasks(claim)), _wanted_tasks(claim, min(claim.limit, 1))
+
+
+def _ways_of_tasks(claim: TaskClaim) -> tuple[str, ...]:
+    return (sql.LOST_TASKS, sql.FREE_TASKS) if claim.held is None else (sql.LOST_TASKS, sql.OWN_TASKS, sql.FREE_TASKS)
+
+
+def _wanted_tasks(claim: TaskClaim, limit: int) -> dict[str, Value]:
+    return {
+        "node": claim.node,
+        "held": as_json(claim.held),
+        "namespace": claim.namespace,
+        "queues": as_json(sorted(set(claim.queues))),
+        "activities": as_json(claim.activities),
+        "now_us": claim.now_us,
+        "limit": limit,
+    }
 
 
 def _is_alive(db: sqlite3.Connection, node: NodeId) -> bool:

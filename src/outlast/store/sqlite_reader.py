@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
 from outlast.store import sqlite_sql as sql
-from outlast.store.api import JournalRow, Mail, NodeRow, RunFilter, RunRow, RunStatus
+from outlast.store.api import Claim, JournalRow, Mail, NodeRow, RunFilter, RunRow, RunStatus, TaskClaim
 from outlast.store.liveness import LockFile
+from outlast.store.sqlite_claims import look_for_runs, look_for_tasks
 from outlast.store.sqlite_errors import translated
 from outlast.store.sqlite_rows import (
     Value,
@@ -41,6 +42,13 @@ class SqliteReader:
     def backlog(self, namespace: Namespace, queue: str, now_us: int, limit: int) -> int:
         wanted: dict[str, Value] = {"namespace": namespace, "queue": queue, "now_us": now_us, "limit": limit}
         return int(self._read(sql.BACKLOG, wanted))
+
+    def finds_runs(self, claim: Claim) -> bool:
+        """Whether there is something to claim."""
+        return self._read(*look_for_runs(claim)) == "1"
+
+    def finds_tasks(self, claim: TaskClaim) -> bool:
+        return self._read(*look_for_tasks(claim)) == "1"
 
     def run(self, run_id: RunId) -> RunRow | None:
         return _first(decode_runs(self._read(sql.RUN, (run_id,))))

@@ -7,10 +7,19 @@ A SELECT takes one step per row, and each step may cost a wait for the interpret
 
 from __future__ import annotations
 
+from functools import cache
+
 
 def _gathered(columns: str, select: str) -> str:
     """All rows of `select` as one: a JSON array of arrays, or of what `columns` makes of a row."""
     return f"SELECT json_group_array({columns}) FROM ({select})"
+
+
+@cache
+def finds_any(selects: tuple[str, ...]) -> str:
+    """ "1" if one of these gathered SELECTs finds something, else "0". It stops at the first that does."""
+    finds = " OR ".join(f"({select}) <> '[]'" for select in selects)
+    return f"SELECT CAST({finds} AS TEXT)"
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,11 @@ fsync serves them all. Optimistic: all turns of all callers are one INSERT into 
 refuses a turn, the statement has done nothing; it is tried again in halves, until the refused turns stand alone.
 So a loser writes nothing and fails nobody else, and winners share one transaction whatever happens.
 
+If another process has the write lock, the thread pauses until BEGIN IMMEDIATE says that it is free, and then tries its
+statement again, as one: a transaction of several would hold the lock while it waits for the interpreter's in between.
+The question costs 3 us, a large INSERT that finds the file locked 150. Nothing tells when the lock becomes free, and
+until somebody asks again nobody has it; so the pauses begin short, and grow with the time that has been waited.
+
 An error that is no refusal rolls everything back. If it is about the database (busy, disk full) it is everybody's
 answer; else it is a bug or a value that SQLite cannot hold, and each caller's part is tried in a transaction of its
 own, so that it fails only the one whose it is.
@@ -41,9 +46,9 @@ from outlast.store.sqlite_rows import NO_MAIL, NO_TURN, Row, mail_row, turn_row
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows for which statements are prepared; in between, empty rows fill up. Beyond 256 a larger one gains nothing."""
 
-RETRY_S = 0.001
-"""Between two tries to get the write lock. SQLite's own waits grow to 100 ms, in which a busy neighbour commits fifty
-times: the one that waits would hardly ever find the lock free."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.0002, 0.001
+"""Between two tries to get the write lock: a quarter of what has been waited, within these. A write takes 1 to 2 ms.
+SQLite's own pauses grow to 100 ms, in which a busy neighbour commits fifty times."""
 
 
 class Turns(Struct, frozen=True, gc=False):
@@ -184,19 +189,29 @@ class SqliteWriter:
 
     def _with_write_lock(self, statement: str, values: Sequence[object] = ()) -> None:
         """Execute a statement that begins a transaction; wait while another process has the write lock."""
-        deadline = 0.0
+        began = time.monotonic()
         while True:
             try:
                 self._db.execute(statement, values)
                 return
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                if not _is_busy(error) or time.monotonic() - began > BUSY_TIMEOUT_S:
                     raise
-                now = time.monotonic()
-                deadline = deadline or now + BUSY_TIMEOUT_S
-                if now > deadline:
+            self._wait_until_free(began)
+
+    def _wait_until_free(self, began: float) -> None:
+        """Until nobody has the write lock, or it is too late."""
+        waited_s = time.monotonic() - began
+        while waited_s <= BUSY_TIMEOUT_S:
+            time.sleep(min(max(waited_s / 4, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute("ROLLBACK")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
                     raise
-                time.sleep(RETRY_S)
+            waited_s = time.monotonic() - began
 
     @contextmanager
     def _transaction(self) -> Generator[None, None, None]:
@@ -288,6 +303,10 @@ def _rows(operation: Operation) -> list[Row]:
 
 def _is_refusal(error: sqlite3.Error) -> bool:
     return error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_TRIGGER
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _filled(statement: _Statement, rows: list[Row], empty: Row) -> tuple[str, list[object]]:
