@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from outlast.engine.decide import Decision
@@ -16,7 +16,9 @@ from outlast.model.events import (
     decode_events,
     encode_events,
 )
+from outlast.model.failures import Failure
 from outlast.model.ids import RunId, WorkflowId
+from outlast.model.payloads import NULL, Arguments, Payload
 
 RUN = RunId("0190f3c1e5b07abc8def0123456789ab")
 STARTED = WorkflowExecutionStarted("Order", WorkflowId("order-1"), "default")
@@ -25,10 +27,23 @@ Script = Callable[[InputEvent, int], Sequence[Command]]
 
 
 class Scripted:
-    """A program that answers as `script` says, and remembers what it was fed."""
+    """A program that answers as `script` says, and remembers what it was fed and asked.
 
-    def __init__(self, script: Script = lambda event, at_us: ()) -> None:
+    It refuses the updates named in `refusals`, and answers the queries named in `answers`; all others with null.
+    """
+
+    def __init__(
+        self,
+        script: Script = lambda event, at_us: (),
+        *,
+        refusals: Mapping[str, Failure] = {},
+        answers: Mapping[str, Payload | Failure] = {},
+    ) -> None:
         self.script = script
+        self.refusals = refusals
+        self.answers = answers
+        self.asked: list[tuple[str, Arguments, int]] = []
+        """Updates that it might have refused, and queries; and how many events it had been fed by then."""
         self.fed: list[tuple[InputEvent, int]] = []
         self.replayed: list[bool] = []
 
@@ -36,6 +51,14 @@ class Scripted:
         self.fed.append((event, at_us))
         self.replayed.append(replaying)
         return self.script(event, at_us)
+
+    def refuse_update(self, update: str, arguments: Arguments) -> Failure | None:
+        self.asked.append((update, arguments, len(self.fed)))
+        return self.refusals.get(update)
+
+    def answer_query(self, query: str, arguments: Arguments) -> Payload | Failure:
+        self.asked.append((query, arguments, len(self.fed)))
+        return self.answers.get(query, NULL)
 
     def whereabouts(self) -> str:
         return "order.py:42, in fulfil"
@@ -91,6 +114,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
     ]
     result["timers"] = list(state.timers.items())
     result["waits"] = list(state.waits.items())
+    result["updates"] = list(state.updates.items())
     recent = list(state.recent_messages)
     result["recent_messages"] = sorted(recent) if state.phase is Phase.CLOSED else recent
     return result

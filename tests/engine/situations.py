@@ -17,6 +17,8 @@ from outlast.model.events import (
     WaitStarted,
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId
@@ -36,6 +38,8 @@ LATE = ActivityScheduled(A1, "charge", retry=STEADY, schedule_to_close_us=1_000)
 TIMER = TimerStarted(T1, 500, T + 500)
 LONG_TIMER = TimerStarted(T1, 9_000, T + 9_000)
 WAIT = WaitStarted(W1, "approval")
+UPDATE = WorkflowExecutionUpdateAccepted(SEEN, "reprice")
+ANSWERED = WorkflowExecutionUpdateCompleted(SEEN, NULL)
 
 _OPEN: list[tuple[Event, int]] = [(STARTED, T)]
 
@@ -51,6 +55,8 @@ SITUATIONS: dict[str, list[tuple[Event, int]]] = {
     "timer runs": [*_OPEN, (LONG_TIMER, T)],
     "wait": [*_OPEN, (WAIT, T)],
     "cancel requested": [*_OPEN, (WorkflowExecutionCancelRequested(SEEN), T + 10)],
+    "update is open": [*_OPEN, (UPDATE, T + 10)],
+    "update is over": [*_OPEN, (UPDATE, T + 10), (ANSWERED, T + 10)],
     "closed": [*_OPEN, (WorkflowExecutionCompleted(NULL), T)],
 }
 
@@ -58,6 +64,8 @@ PENDING_AT_1 = {"attempt 1", "has a deadline", "is past a deadline"}
 PENDING_AT_2 = {"attempt 2", "waits for retry"}
 PENDING = PENDING_AT_1 | PENDING_AT_2
 TIMERS = {"timer is due", "timer runs"}
+HAS_SEEN = {"cancel requested", "update is open", "update is over"}
+"""Message `SEEN` is in the history."""
 OPEN = set(SITUATIONS) - {"new", "closed"}
 
 

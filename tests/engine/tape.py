@@ -20,6 +20,7 @@ from outlast.model.commands import (
     CancelTimer,
     CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
     EndWait,
     FailWorkflow,
@@ -33,6 +34,8 @@ from outlast.model.events import (
     InputEvent,
     TimerFired,
     WorkflowExecutionCancelRequested,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId
@@ -44,11 +47,15 @@ from outlast.model.inputs import (
     CancelRequested,
     Input,
     Message,
+    QueryRequested,
+    SignalReceived,
     TerminateRequested,
     TimerDue,
+    UpdateRequested,
 )
-from outlast.model.payloads import NO_ARGUMENTS, NULL
+from outlast.model.payloads import NO_ARGUMENTS, NULL, Arguments, Payload
 from outlast.model.policies import RetryPolicy
+from outlast.model.replies import Accepted, Answered, Ended, Failed, Recorded, Refused, Reply
 
 OOPS = Failure("builtins:OSError", "disk full")
 START_US = 1_000_000
@@ -63,6 +70,7 @@ class TapeProgram:
         self._activities: list[ActivityId] = []
         self._timers: list[TimerId] = []
         self._waits: list[WaitId] = []
+        self._updates: list[MessageId] = []
         self._asked_to_cancel = False
         self.fed: list[InputEvent] = []
         self.answers: list[list[Command]] = []
@@ -74,6 +82,16 @@ class TapeProgram:
         answer = [self._end(at_us)] if plan == ENDS else [self._command() for _ in range(plan % 4)]
         self.answers.append(answer)
         return answer
+
+    def refuse_update(self, update: str, arguments: Arguments) -> Failure | None:
+        return OOPS if len(self._tape) % 4 == 3 else None
+
+    def answer_query(self, query: str, arguments: Arguments) -> Payload | Failure:
+        return OOPS if len(self._tape) % 4 == 3 else self.progress()
+
+    def progress(self) -> Payload:
+        """Where it is: changes with all that it does."""
+        return Payload.from_json(b"[%d, %d, %d]" % (len(self._tape), self._count, len(self._updates)))
 
     def whereabouts(self) -> str:
         return "tape"
@@ -92,11 +110,13 @@ class TapeProgram:
                 self._timers.remove(event.timer_id)
             case WorkflowExecutionCancelRequested():
                 self._asked_to_cancel = True
+            case WorkflowExecutionUpdateAccepted():
+                self._updates.append(event.message_id)
             case _:
                 pass
 
     def _command(self) -> Command:
-        match self._next() % 8:
+        match self._next() % 10:
             case 1 if self._activities:
                 return CancelActivity(activity_id=self._activities.pop(self._next() % len(self._activities)))
             case 2 | 3:
@@ -111,6 +131,11 @@ class TapeProgram:
                 return StartWait(wait_id=wait_id, label="approval")
             case 6 if self._waits:
                 return EndWait(wait_id=self._waits.pop(self._next() % len(self._waits)))
+            case 7 | 8 if self._updates:
+                message_id = self._updates.pop(self._next() % len(self._updates))
+                if self._next() % 3:
+                    return CompleteUpdate(message_id=message_id, result=self.progress())
+                return CompleteUpdate(message_id=message_id, failure=OOPS)
             case _:
                 return self._schedule()
 
@@ -137,8 +162,9 @@ class TapeProgram:
         return FailWorkflow(failure=OOPS) if at_us % 2 else CompleteWorkflow(result=NULL)
 
 
-KINDS = 16
+KINDS = 20
 MAIL = 11
+"""From here on up to 15: messages."""
 
 
 class Step(NamedTuple):
@@ -160,14 +186,18 @@ class Turn(NamedTuple):
 class World:
     """One run with its journal, and what was promised to the outside: attempts under way, alarms that are set."""
 
-    def __init__(self, tape: Sequence[int], *, hosted_by_starter: bool = True) -> None:
+    def __init__(self, tape: Sequence[int], *, hosted_by_starter: bool = True, talkative: bool = False) -> None:
         self.tape = tape
+        self.sent: list[MessageId] | None = [] if talkative else None
+        """With so many messages that a run forgets some, only those come again that it has to know still."""
         self.now_us = START_US
         self.journal = Journal()
         self.state = RunState(RUN)
         self.program = TapeProgram(tape)
         self.under_way: dict[ActivityId, int] = {}
         self.alarms: set[tuple[int, Input]] = set()
+        self.awaited: set[MessageId] = set()
+        """Updates whose senders were told that they are accepted, and nothing more."""
         self.boundaries: list[tuple[dict[str, object], list[list[Command]]]] = []
         """After each turn: the state, and all that the program has asked for so far."""
         if hosted_by_starter:
@@ -187,21 +217,27 @@ class World:
 
     # --- one turn ----------------------------------------------------------------------------------------------------
 
-    def turn(self, turn: Turn) -> None:
+    def turn(self, turn: Turn) -> Decision:
         self.now_us += turn.passed_us
         inputs = [self.input(step) for step in turn.steps]
-        before = snapshot(self.state)
+        before, progress = snapshot(self.state), self.program.progress()
+        awaited = set(self.awaited)
         decision = take_turn(self.state, self.program, inputs, self.now_us)
-        for item in inputs[: decision.taken]:
+        taken = inputs[: decision.taken]
+        for item in taken:
             self._given_back(item)
         if decision.outcome is not None:
             rest = [each for each in inputs[decision.taken :] if isinstance(each, Message)]
             late = [each for step in turn.late if isinstance(each := self.input(step._replace(kind=MAIL)), Message)]
             close_with_mail(self.state, decision, rest)
             close_with_mail(self.state, decision, late)
+            taken += [*rest, *late]
         elif not decision.events:
             assert snapshot(self.state) == before
+            assert self.program.progress() == progress
         self.commit(decision)
+        self._check_replies(decision, taken, awaited)
+        return decision
 
     def _given_back(self, item: Input) -> None:
         """An alarm that went off is no longer set; an attempt that was reported is no longer under way."""
@@ -235,11 +271,18 @@ class World:
             assert activity_id not in self.under_way, "an attempt is dispatched while another is under way"
             self.under_way[activity_id] = pending.attempt
         self.alarms.update(decision.alarms)
+        for message_id, reply in decision.replies.items():
+            assert reply.message_id == message_id
+            if isinstance(reply, Accepted):
+                self.awaited.add(message_id)
+            else:
+                self.awaited.discard(message_id)
 
     def _check_promises(self) -> None:
         """Nothing that the run waits for is stranded, and nothing runs that nobody waits for."""
         awaited = {activity_id: pending.attempt for activity_id, pending in self.state.activities.items()}
         assert self.under_way == awaited
+        assert self.awaited == set(self.state.updates)
         for timer_id, timer in self.state.timers.items():
             assert (timer.fires_at_us, TimerDue(timer_id)) in self.alarms
         for activity_id, pending in self.state.activities.items():
@@ -247,12 +290,43 @@ class World:
             if deadline_us is not None:
                 assert (deadline_us, ActivityDeadlinePassed(activity_id)) in self.alarms
 
+    def _check_replies(self, decision: Decision, inputs: Sequence[Input], awaited: set[MessageId]) -> None:
+        """Whoever asked has one answer, whoever waited has one at the end, and nobody else. They tell what is true."""
+        queries = {each.message_id for each in inputs if isinstance(each, QueryRequested)}
+        updates = {each.message_id for each in inputs if isinstance(each, UpdateRequested)}
+        assert queries | updates <= set(decision.replies) <= queries | updates | awaited
+        ends = [each.event for each in self.journal.read()]
+        known = {each.message_id for each in ends if isinstance(each, WorkflowExecutionUpdateAccepted)}
+        answers: dict[MessageId, Reply] = {
+            each.message_id: Answered(each.message_id, each.result)
+            if each.failure is None
+            else Failed(each.message_id, each.failure)
+            for each in ends
+            if isinstance(each, WorkflowExecutionUpdateCompleted)
+        }
+        for message_id, reply in decision.replies.items():
+            if message_id in queries:
+                assert isinstance(reply, Answered | Failed | Ended)
+                continue
+            match reply:
+                case Answered() | Failed():
+                    assert reply == answers[message_id]
+                case Accepted():
+                    assert message_id in self.state.updates
+                case Refused():
+                    assert message_id not in known
+                case Ended():
+                    assert self.state.phase is Phase.CLOSED
+                    assert message_id not in answers
+                case Recorded():
+                    assert message_id not in self.state.updates
+                    assert message_id in self.state.recent_messages
+
     # --- inputs ------------------------------------------------------------------------------------------------------
 
     def input(self, step: Step) -> Input:
-        if step.kind == MAIL:
-            message_id = MessageId(f"m{step.which % 5}")
-            return TerminateRequested(message_id) if step.variant % 9 == 8 else CancelRequested(message_id)
+        if MAIL <= step.kind < 16 or (self.sent is not None and step.kind % 2):
+            return self._message(step)
         activity_id, attempt = self._activity(step)
         jitter = (step.variant % 10) / 10
         match step.kind:
@@ -269,6 +343,29 @@ class World:
             case _:
                 return AttemptSucceeded(activity_id, attempt, self.now_us, NULL)
 
+    def _message(self, step: Step) -> Input:
+        """All but queries share their ids, so that many come again, as what they were or as something else."""
+        message_id = MessageId(f"m{step.which}") if self.sent is None else self._never_too_old(self.sent, step.which)
+        match step.variant % 27:
+            case 0:
+                return TerminateRequested(message_id)
+            case 1 | 2 | 3 | 4:
+                return CancelRequested(message_id)
+            case 5 | 6 | 7 | 8 | 9 | 10:
+                return SignalReceived(message_id, "tick")
+            case 11 | 12 | 13 | 14:
+                return QueryRequested(MessageId(f"q{step.which}"), "progress")
+            case _:
+                return UpdateRequested(message_id, "reprice")
+
+    def _never_too_old(self, sent: list[MessageId], which: int) -> MessageId:
+        """A new id, one of the last, or that of an update that may have been accepted long ago."""
+        again = sent[-3:] if which in (6, 7, 8) else list(self.state.updates) if which > 8 else []
+        if again:
+            return again[which % len(again)]
+        sent.append(MessageId(f"m{len(sent)}"))
+        return sent[-1]
+
     def _activity(self, step: Step) -> tuple[ActivityId, int]:
         """Mostly one that is pending, at its attempt; else one that ended, or never was, or another attempt."""
         known = [*self.state.activities, *self.state.activities, ActivityId("1"), ActivityId("no such activity")]
@@ -283,10 +380,11 @@ class World:
         """What a new owner makes of the first turns of the journal: it replays them, and counts attempts as lost."""
         world = World.__new__(World)
         world.tape = self.tape
+        world.sent = self.sent
         world.journal = Journal()
         world.journal.rows = self.journal.rows[:turns]
         world.now_us = self.now_us
-        world.under_way, world.alarms, world.boundaries = {}, set(), []
+        world.boundaries = []
         world.reload()
         return world
 
@@ -295,6 +393,7 @@ class World:
         self.state, self.program = RunState(RUN), TapeProgram(self.tape)
         self.under_way, self.alarms = {}, set()
         replay(self.state, self.program, self.journal.read())
+        self.awaited = set(self.state.updates)
         if self.state.phase is not Phase.OPEN:
             return
         if self.state.next_event == 2:

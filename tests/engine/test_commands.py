@@ -15,6 +15,7 @@ from engine.situations import (
     OOPS,
     OPEN,
     PENDING,
+    SEEN,
     SITUATIONS,
     T1,
     T2,
@@ -31,6 +32,7 @@ from outlast.model.commands import (
     CancelTimer,
     CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
     EndWait,
     FailWorkflow,
@@ -53,14 +55,18 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
-from outlast.model.inputs import ActivityDeadlinePassed, CancelRequested, Input, TimerDue
+from outlast.model.inputs import ActivityDeadlinePassed, CancelRequested, Input, TimerDue, UpdateRequested
 from outlast.model.payloads import NO_ARGUMENTS, NULL, Arguments, Payload
 from outlast.model.policies import RetryPolicy
+from outlast.model.replies import Answered, Ended, Failed, Reply
 
 INPUT = CancelRequested(FRESH)
 ARGUMENTS = Arguments((Payload.from_json(b"[1, 2]"),), {"fast": Payload.from_json(b"true")})
 POLICY = RetryPolicy(max_attempts=2)
+FIVE = Payload.from_json(b"5")
 
 
 class Row(NamedTuple):
@@ -71,6 +77,7 @@ class Row(NamedTuple):
     dispatch: list[str] = []
     stop: list[str] = []
     alarms: list[tuple[int, Input]] = []
+    replies: list[Reply] = []
 
 
 TABLE: dict[str, Row] = {
@@ -116,6 +123,19 @@ TABLE: dict[str, Row] = {
     "begin another wait": Row(StartWait(wait_id=W2, label="payment"), WaitStarted(W2, "payment"), OPEN),
     "end the wait": Row(EndWait(wait_id=W1), WaitEnded(W1), {"wait"}),
     "end another wait": Row(EndWait(wait_id=W2), WaitEnded(W2), set()),
+    "answer the update": Row(
+        CompleteUpdate(message_id=SEEN, result=FIVE),
+        WorkflowExecutionUpdateCompleted(SEEN, FIVE),
+        {"update is open"},
+        replies=[Answered(SEEN, FIVE)],
+    ),
+    "fail the update": Row(
+        CompleteUpdate(message_id=SEEN, failure=OOPS),
+        WorkflowExecutionUpdateCompleted(SEEN, failure=OOPS),
+        {"update is open"},
+        replies=[Failed(SEEN, OOPS)],
+    ),
+    "answer another update": Row(CompleteUpdate(message_id=FRESH), WorkflowExecutionUpdateCompleted(FRESH), set()),
     "complete": Row(CompleteWorkflow(result=NULL), WorkflowExecutionCompleted(NULL), OPEN),
     "fail": Row(FailWorkflow(failure=OOPS), WorkflowExecutionFailed(OOPS), OPEN),
     "give up": Row(CancelWorkflow(), WorkflowExecutionCancelled(), OPEN),
@@ -143,6 +163,8 @@ def test_every_command_is_defined_or_refused_in_every_situation(where: str, what
     assert decision.dispatch == row.dispatch
     assert decision.stop == ([A1] if ends and where in PENDING else row.stop)
     assert decision.alarms == row.alarms
+    replies = [Ended(SEEN)] if ends and where == "update is open" else row.replies
+    assert decision.replies == {each.message_id: each for each in replies}
     assert decision.outcome == (row.event if ends else None)
     assert decision.taken == 1
     assert snapshot(state) == snapshot(fold([*SITUATIONS[where], *((each, NOW) for each in decision.events)]))
@@ -167,10 +189,15 @@ def test_these_tests_try_every_command_where_it_is_allowed() -> None:
     assert {type(row.command) for row in TABLE.values() if row.allowed} == set(COMMANDS)
 
 
+def _identity(event: Event) -> object:
+    """How an update came out may differ on replay."""
+    return event.message_id if isinstance(event, WorkflowExecutionUpdateCompleted) else event
+
+
 def test_replay_takes_each_command_for_the_event_that_it_became() -> None:
     for what, row in TABLE.items():
         same = [other for other, each in TABLE.items() if replay_module._same(row.command, each.event)]
-        expected = [other for other, each in TABLE.items() if each.event == row.event]
+        expected = [other for other, each in TABLE.items() if _identity(each.event) == _identity(row.event)]
         assert same == expected, what
 
 
@@ -194,6 +221,42 @@ def test_an_activity_that_is_cancelled_in_the_turn_that_scheduled_it_never_start
     assert decision.dispatch == []
     assert decision.stop == [A1]
     assert [type(each) for each in decision.events[1:]] == [ActivityScheduled, ActivityCancelled]
+
+
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        (CompleteUpdate(message_id=FRESH, result=FIVE), Answered(FRESH, FIVE)),
+        (CompleteUpdate(message_id=FRESH, failure=OOPS), Failed(FRESH, OOPS)),
+    ],
+)
+def test_an_update_that_is_done_at_once_is_answered_once(command: CompleteUpdate, reply: Reply) -> None:
+    state = situation("idle")
+    decision = take_turn(state, answering([command]), [UpdateRequested(FRESH, "reprice")], NOW)
+    assert decision.events == [
+        WorkflowExecutionUpdateAccepted(FRESH, "reprice"),
+        WorkflowExecutionUpdateCompleted(FRESH, command.result, command.failure),
+    ]
+    assert decision.replies == {FRESH: reply}
+    assert state.updates == {}
+
+
+def test_an_update_is_not_answered_twice() -> None:
+    answer = CompleteUpdate(message_id=SEEN)
+    with pytest.raises(InvalidTransition, match="update 'seen', which is not open"):
+        take_turn(situation("update is open"), answering([answer, answer]), [INPUT], NOW)
+
+
+def test_an_update_that_is_answered_before_the_run_ends_has_its_answer() -> None:
+    program = answering([CompleteUpdate(message_id=SEEN, result=FIVE), CompleteWorkflow(result=NULL)])
+    decision = take_turn(situation("update is open"), program, [INPUT], NOW)
+    assert decision.replies == {SEEN: Answered(SEEN, FIVE)}
+
+
+def test_an_update_cannot_be_answered_after_the_end() -> None:
+    program = answering([CompleteWorkflow(result=NULL), CompleteUpdate(message_id=SEEN)])
+    with pytest.raises(InvalidTransition, match="WorkflowExecutionUpdateCompleted cannot be event 5"):
+        take_turn(situation("update is open"), program, [INPUT], NOW)
 
 
 def test_the_place_in_the_code_is_no_part_of_the_history() -> None:

@@ -17,6 +17,7 @@ from outlast.model.commands import (
     CancelTimer,
     CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
     EndWait,
     FailWorkflow,
@@ -40,10 +41,14 @@ from outlast.model.events import (
     WaitStarted,
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
+    WorkflowExecutionSignaled,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
     decode_events,
 )
-from outlast.model.inputs import CancelRequested, TerminateRequested
+from outlast.model.ids import MessageId
+from outlast.model.inputs import CancelRequested, SignalReceived, TerminateRequested
 from outlast.model.payloads import NO_ARGUMENTS, NULL, Arguments, Payload
 
 Answers = Sequence[Sequence[Command]]
@@ -65,6 +70,11 @@ SEQUENCE: Turns = [
     (T + 2, [ActivityCompleted(A2, T, NULL), COMPLETED]),
 ]
 """Charge; then ship and sleep; then done."""
+
+SIGNAL = WorkflowExecutionSignaled(FRESH, "approve")
+UPDATE = WorkflowExecutionUpdateAccepted(SEEN, "reprice")
+ANSWERED = WorkflowExecutionUpdateCompleted(SEEN, NULL)
+ANSWER = CompleteUpdate(message_id=SEEN, source="order.py:30")
 
 OPEN: Turns = SEQUENCE[:2]
 
@@ -220,6 +230,59 @@ CASES: dict[str, Case] = {
         "WorkflowExecutionTerminated",
         "WaitStarted approval #w1    at order.py:13",
     ),
+    "an extra command before a signal": Case(
+        [*SEQUENCE[:1], (T + 1, [SIGNAL])],
+        [[CHARGE, WAIT]],
+        3,
+        "WorkflowExecutionSignaled approve",
+        "WaitStarted approval #w1    at order.py:13",
+    ),
+    "an extra command before an update": Case(
+        [*SEQUENCE[:1], (T + 1, [UPDATE])],
+        [[CHARGE, WAIT]],
+        3,
+        "WorkflowExecutionUpdateAccepted reprice #seen",
+        "WaitStarted approval #w1    at order.py:13",
+    ),
+    "a signal is followed by something else": Case(
+        [(T, [STARTED]), (T + 1, [SIGNAL, ActivityScheduled(A1, "charge")])],
+        [[], [SHIP]],
+        3,
+        "ActivityScheduled charge #a1",
+        "ActivityScheduled ship #a2    at order.py:11",
+    ),
+    "an update is answered sooner": Case(
+        [*SEQUENCE[:1], (T + 1, [UPDATE]), (T + 2, [CHARGED, ANSWERED])],
+        [[CHARGE], [ANSWER]],
+        4,
+        "ActivityCompleted #a1",
+        "WorkflowExecutionUpdateCompleted #seen    at order.py:30",
+    ),
+    "an update is answered later": Case(
+        [*SEQUENCE[:1], (T + 1, [UPDATE, ANSWERED])],
+        [[CHARGE], []],
+        4,
+        "WorkflowExecutionUpdateCompleted #seen",
+        f"(nothing: the code waits)    at {WAITS}",
+    ),
+    "another update is answered first": Case(
+        [
+            *SEQUENCE[:1],
+            (T + 1, [UPDATE, WorkflowExecutionUpdateAccepted(FRESH, "reprice")]),
+            (T + 2, [CHARGED, ANSWERED, WorkflowExecutionUpdateCompleted(FRESH, NULL)]),
+        ],
+        [[CHARGE], [], [], [CompleteUpdate(message_id=FRESH), ANSWER]],
+        6,
+        "WorkflowExecutionUpdateCompleted #seen",
+        "WorkflowExecutionUpdateCompleted #fresh",
+    ),
+    "an update is no longer answered before the end": Case(
+        [*SEQUENCE[:1], (T + 1, [UPDATE, ANSWERED, COMPLETED])],
+        [[CHARGE], [DONE]],
+        4,
+        "WorkflowExecutionUpdateCompleted #seen",
+        "WorkflowExecutionCompleted    at order.py:20",
+    ),
     "another timer is cancelled": Case(
         [(T, [STARTED, SLEPT]), (T + 1, [WorkflowExecutionCancelRequested(FRESH), TimerCancelled(T1)])],
         [[SLEEP], [CancelTimer(timer_id=T2, source="order.py:19")]],
@@ -318,6 +381,42 @@ def test_a_run_that_closed_with_late_mail_can_be_replayed() -> None:
     assert len(program.fed) == 2
 
 
+def test_signals_and_updates_are_fed_and_nothing_is_asked() -> None:
+    program = answering([], [CHARGE], [ANSWER], [], [DONE])
+    again = WorkflowExecutionUpdateAccepted(MessageId("third"), "reprice")
+    turns: Turns = [
+        (T, [STARTED]),
+        (T + 1, [SIGNAL, ActivityScheduled(A1, "charge"), UPDATE, ANSWERED, again]),
+        (T + 2, [CHARGED, MessageUnhandled(SignalReceived(MessageId("late"), "approve")), COMPLETED]),
+    ]
+    state = RunState(RUN)
+    replay(state, program, history(*turns))
+    assert state.outcome == COMPLETED
+    assert program.fed == [(STARTED, T), (SIGNAL, T + 1), (UPDATE, T + 1), (again, T + 1), (CHARGED, T + 2)]
+    assert program.asked == []
+
+
+def test_an_update_that_is_open_at_the_end_of_a_history_is_open_after_replay() -> None:
+    state = RunState(RUN)
+    replay(state, answering([CHARGE], []), history(*SEQUENCE[:1], (T + 1, [UPDATE])))
+    assert state.updates == {SEEN: UPDATE}
+
+
+def test_what_an_update_came_to_may_differ() -> None:
+    other = CompleteUpdate(message_id=SEEN, failure=OOPS)
+    state = RunState(RUN)
+    replay(state, answering([CHARGE], [other]), history(*SEQUENCE[:1], (T + 1, [UPDATE, ANSWERED])))
+    assert state.updates == {}
+
+
+def test_a_run_that_was_terminated_before_its_first_turn_with_signals_waiting_can_be_replayed() -> None:
+    late = MessageUnhandled(SignalReceived(SEEN, "approve"))
+    turns: Turns = [(T, [STARTED]), (T + 1, [late, WorkflowExecutionTerminated(FRESH)])]
+    state = RunState(RUN)
+    replay(state, answering([CHARGE]), history(*turns))
+    assert state.phase is Phase.CLOSED
+
+
 def test_a_run_that_was_terminated_can_be_replayed() -> None:
     end = WorkflowExecutionTerminated(FRESH, "enough")
     state, program = RunState(RUN), answering([CHARGE], [])
@@ -379,6 +478,9 @@ def test_a_divergence_does_not_change_what_was_folded_before_it() -> None:
         (WaitStarted(W1, "approval"), "WaitStarted approval #w1"),
         (WaitEnded(W1), "WaitEnded #w1"),
         (COMPLETED, "WorkflowExecutionCompleted"),
+        (SIGNAL, "WorkflowExecutionSignaled approve"),
+        (UPDATE, "WorkflowExecutionUpdateAccepted reprice #seen"),
+        (ANSWERED, "WorkflowExecutionUpdateCompleted #seen"),
     ],
 )
 def test_an_event_is_described_by_its_kind_its_name_and_its_id(event: Event, text: str) -> None:

@@ -16,15 +16,21 @@ from engine.situations import A1
 from outlast.model import events as events_module
 from outlast.model.events import EVENT_FORMAT, ActivityScheduled, Event, WorkflowExecutionStarted, decode_events
 from outlast.model.failures import Failure, FailureKind
+from outlast.model.ids import MessageId
 from outlast.model.inputs import ActivityDeadlinePassed, Message, TimerDue, decode_message
 from outlast.model.payloads import Arguments, Payload
 from outlast.model.policies import RetryPolicy
+from outlast.model.replies import Accepted, Reply, decode_reply
 from outlast.runtime.ports import Attempt, decode_attempt
 
 EVENTS = """
 WorkflowExecutionStarted: workflow: str; workflow_id: WorkflowId; queue: str;
     arguments: Arguments = Arguments(args=(), kwargs={}); flags: tuple[str, ...] = (); format: int = 1
 WorkflowExecutionCancelRequested: message_id: MessageId; reason: str = ''
+WorkflowExecutionSignaled: message_id: MessageId; signal: str;
+    arguments: Arguments = Arguments(args=(), kwargs={})
+WorkflowExecutionUpdateAccepted: message_id: MessageId; update: str;
+    arguments: Arguments = Arguments(args=(), kwargs={})
 ActivityCompleted: activity_id: ActivityId; started_at_us: int; result: Payload; attempt: int = 1
 ActivityFailed: activity_id: ActivityId; failure: Failure; attempt: int = 1; started_at_us: int | None = None
 TimerFired: timer_id: TimerId
@@ -38,6 +44,7 @@ TimerStarted: timer_id: TimerId; delay_us: int; fires_at_us: int; label: str | N
 TimerCancelled: timer_id: TimerId
 WaitStarted: wait_id: WaitId; label: str
 WaitEnded: wait_id: WaitId
+WorkflowExecutionUpdateCompleted: message_id: MessageId; result: Payload = null; failure: Failure | None = None
 WorkflowExecutionCompleted: result: Payload
 WorkflowExecutionFailed: failure: Failure
 WorkflowExecutionCancelled: reason: str = ''
@@ -54,6 +61,18 @@ AttemptFailed: activity_id: ActivityId; attempt: int; started_at_us: int; failur
 AttemptLost: activity_id: ActivityId; attempt: int; reason: str; jitter: float
 CancelRequested: message_id: MessageId; reason: str = ''
 TerminateRequested: message_id: MessageId; reason: str = ''
+SignalReceived: message_id: MessageId; signal: str; arguments: Arguments = Arguments(args=(), kwargs={})
+UpdateRequested: message_id: MessageId; update: str; arguments: Arguments = Arguments(args=(), kwargs={})
+QueryRequested: message_id: MessageId; query: str; arguments: Arguments = Arguments(args=(), kwargs={})
+"""
+
+REPLIES = """
+Answered: message_id: MessageId; result: Payload = null
+Failed: message_id: MessageId; failure: Failure
+Refused: message_id: MessageId; failure: Failure
+Accepted: message_id: MessageId
+Recorded: message_id: MessageId
+Ended: message_id: MessageId
 """
 
 PARTS = """
@@ -84,7 +103,7 @@ def described(kind: type[msgspec.Struct]) -> str:
         default = ""
         if not field.required:
             value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-            default = f" = {value!r}"
+            default = f" = {value.to_bytes().decode() if isinstance(value, Payload) else repr(value)}"
         fields.append(f"{field.encode_name}: {annotations[field.name]}{default}")
     return f"{kind.__name__}: {'; '.join(fields)}"
 
@@ -97,11 +116,15 @@ def test_the_messages_are_the_published_ones() -> None:
     assert [described(kind) for kind in get_args(Message)] == frozen(MESSAGES)
 
 
+def test_the_replies_are_the_published_ones() -> None:
+    assert [described(kind) for kind in get_args(Reply)] == frozen(REPLIES)
+
+
 def test_what_events_and_messages_are_made_of_is_published_too() -> None:
     assert [described(kind) for kind in (Failure, Payload, Arguments, RetryPolicy, Attempt)] == frozen(PARTS)
 
 
-@pytest.mark.parametrize("kind", [*get_args(Event), *get_args(Message)])
+@pytest.mark.parametrize("kind", [*get_args(Event), *get_args(Message), *get_args(Reply)])
 def test_the_tag_is_the_name_of_the_class(kind: type[msgspec.Struct]) -> None:
     config = kind.__struct_config__
     assert (config.tag_field, config.tag) == ("type", kind.__name__)
@@ -109,7 +132,7 @@ def test_the_tag_is_the_name_of_the_class(kind: type[msgspec.Struct]) -> None:
 
 
 def test_no_tag_stands_for_two_things() -> None:
-    tags = [kind.__struct_config__.tag for kind in (*get_args(Event), *get_args(Message))]
+    tags = [kind.__struct_config__.tag for kind in (*get_args(Event), *get_args(Message), *get_args(Reply))]
     assert len(tags) == len(set(tags))
 
 
@@ -138,6 +161,7 @@ def test_a_field_that_a_newer_release_added_is_skipped() -> None:
     data = b'[{"type":"ActivityScheduled","activity_id":"a1","activity":"charge","colour":{"r":1}}]'
     assert decode_events(data) == [ActivityScheduled(A1, "charge")]
     assert decode_message(b'{"type":"CancelRequested","message_id":"m","colour":"red"}').message_id == "m"  # type: ignore[union-attr]
+    assert decode_reply(b'{"type":"Accepted","message_id":"m","colour":"red"}') == Accepted(MessageId("m"))
 
 
 @pytest.mark.parametrize("kind", [TimerDue, ActivityDeadlinePassed])
@@ -150,6 +174,24 @@ def test_what_only_the_owner_may_say_does_not_come_through_a_mailbox(kind: type[
 def test_a_message_that_this_release_does_not_know_cannot_be_read(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_message(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"type":"Unknown","message_id":"m"}',
+        b'{"type":"Accepted"}',
+        b'{"type":"Failed","message_id":"m"}',
+        b'{"type":"QueryRequested","message_id":"m","query":"total"}',
+    ],
+)
+def test_a_reply_that_this_release_does_not_know_cannot_be_read(data: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_reply(data)
 
 
 def test_a_task_that_lacks_a_field_cannot_be_read() -> None:

@@ -1,4 +1,4 @@
-"""Histories, messages and tasks as earlier releases wrote them: read, understood and written the same, for ever.
+"""Histories, messages, replies and tasks as earlier releases wrote them: read, understood, written the same, for ever.
 
 The files under tests/golden are never changed and never deleted. A new kind of event gets a new file.
 """
@@ -22,6 +22,7 @@ from outlast.model.commands import (
     CancelTimer,
     CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
     EndWait,
     FailWorkflow,
@@ -43,10 +44,12 @@ from outlast.model.events import (
     WorkflowExecutionCancelled,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionUpdateCompleted,
     decode_events,
     encode_events,
 )
 from outlast.model.inputs import Message, decode_message, encode_message
+from outlast.model.replies import Reply, decode_reply, encode_reply
 from outlast.runtime.ports import decode_attempt, encode_attempt
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -54,7 +57,9 @@ NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 
 def load(name: str) -> dict[str, Any]:
+    """What files say nothing of, since it came after them, they had none of."""
     golden: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    golden["amounts_to"].setdefault("updates", {})
     return golden
 
 
@@ -90,6 +95,7 @@ def amounts_to(history: Sequence[HistoryEvent]) -> dict[str, Any]:
         },
         "timers": {timer_id: timer.fires_at_us for timer_id, timer in state.timers.items()},
         "waits": {wait_id: wait.label for wait_id, wait in state.waits.items()},
+        "updates": {message_id: accepted.update for message_id, accepted in state.updates.items()},
         "messages": list(state.recent_messages),
         "wake_at_us": state.wake_at_us(),
     }
@@ -132,6 +138,8 @@ def _command(event: Event) -> Command:
             return StartWait(wait_id=event.wait_id, label=event.label)
         case WaitEnded():
             return EndWait(wait_id=event.wait_id)
+        case WorkflowExecutionUpdateCompleted():
+            return CompleteUpdate(message_id=event.message_id, result=event.result, failure=event.failure)
         case WorkflowExecutionCompleted():
             return CompleteWorkflow(result=event.result)
         case WorkflowExecutionFailed():
@@ -163,7 +171,7 @@ def test_a_program_that_says_what_it_said_then_can_go_on_from_an_old_history(nam
     assert (state.outcome is not None) is (state.phase is Phase.CLOSED)
 
 
-# --- messages and tasks ---------------------------------------------------------------------------------------------
+# --- messages, replies and tasks ------------------------------------------------------------------------------------
 
 
 def _bodies(name: str) -> list[bytes]:
@@ -171,7 +179,8 @@ def _bodies(name: str) -> list[bytes]:
     return [each.encode() for each in golden["bodies"]]
 
 
-MESSAGES = _bodies("mailbox/messages.json")
+MESSAGES = [*_bodies("mailbox/messages.json"), *_bodies("mailbox/signals_updates_queries.json")]
+REPLIES = _bodies("replies/replies.json")
 ATTEMPTS = _bodies("tasks/attempts.json")
 
 
@@ -182,6 +191,15 @@ def test_a_message_is_written_as_earlier_releases_wrote_it(data: bytes) -> None:
 
 def test_there_are_golden_messages_of_every_kind() -> None:
     assert {type(decode_message(data)) for data in MESSAGES} == set(get_args(Message))
+
+
+@pytest.mark.parametrize("data", REPLIES)
+def test_a_reply_is_written_as_earlier_releases_wrote_it(data: bytes) -> None:
+    assert encode_reply(decode_reply(data)) == data
+
+
+def test_there_are_golden_replies_of_every_kind() -> None:
+    assert {type(decode_reply(data)) for data in REPLIES} == set(get_args(Reply))
 
 
 @pytest.mark.parametrize("data", ATTEMPTS)

@@ -32,10 +32,13 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.ids import MessageId
-from outlast.model.inputs import AttemptLost, CancelRequested
+from outlast.model.inputs import AttemptLost, CancelRequested, QueryRequested, SignalReceived, UpdateRequested
 from outlast.model.payloads import NULL
 from outlast.model.policies import RetryPolicy
 
@@ -48,19 +51,27 @@ TIMER = TimerStarted(T1, 50, T + 50)
 BEGUN: Turn = (T, [STARTED, SCHEDULED, TIMER, WaitStarted(W1, "approval")])
 DONE = ActivityCompleted(A1, T, NULL)
 LOST = ActivityAttemptLost(A1, 1, T + 10)
+SIGNAL = WorkflowExecutionSignaled(FRESH, "approve")
+UPDATE = WorkflowExecutionUpdateAccepted(MessageId("u1"), "reprice")
+ANSWERED = WorkflowExecutionUpdateCompleted(MessageId("u1"), NULL)
+FAILED = WorkflowExecutionUpdateCompleted(MessageId("u2"), failure=OOPS)
 FIRED: Turn = (T + 50, [TimerFired(T1)])
 
 GOOD: list[Turn] = [
-    (T, [STARTED, SCHEDULED, TIMER, TimerStarted(T2, 1, T + 1), WaitStarted(W1, "approval")]),
+    (T, [STARTED, SCHEDULED, TIMER, TimerStarted(T2, 1, T + 1), WaitStarted(W1, "approval"), UPDATE]),
     (T + 1, [LOST, TimerFired(T2), ActivityScheduled(A2, "ship"), WaitEnded(W1), WaitStarted(W2, "again")]),
     (T + 10, [ActivityAttemptFailed(A1, 2, T + 10, OOPS, T + 20)]),
     (T + 20, [ActivityFailed(A1, OOPS, 3), CANCEL, ActivityCancelled(A2), TimerCancelled(T1)]),
-    (T + 30, [WorkflowExecutionCancelRequested(FRESH), WaitEnded(W2)]),
+    (T + 30, [WorkflowExecutionCancelRequested(FRESH), WaitEnded(W2), ANSWERED]),
+    (T + 30, [WorkflowExecutionUpdateAccepted(MessageId("u2"), "reprice"), FAILED]),
+    (T + 30, [WorkflowExecutionUpdateAccepted(MessageId("u3"), "reprice")]),
+    (T + 30, [WorkflowExecutionSignaled(MessageId("s1"), "approve"), WorkflowExecutionSignaled(MessageId("s2"), "x")]),
     (
         T + 30,
         [
             WorkflowExecutionCancelRequested(MessageId("third")),
             MessageUnhandled(CancelRequested(MessageId("late"))),
+            MessageUnhandled(SignalReceived(MessageId("late too"), "approve")),
             WorkflowExecutionCancelled(),
         ],
     ),
@@ -101,8 +112,48 @@ BROKEN: dict[str, tuple[list[Turn], str]] = {
     ),
     "late mail is the report of an attempt": (
         [BEGUN, (T, [CANCEL, MessageUnhandled(AttemptLost(A1, 1, "gone", 0.0)), COMPLETED])],
-        "it holds the report of an attempt",
+        "it holds what nobody was told is in the history",
     ),
+    "late mail is an update": (
+        [BEGUN, (T, [CANCEL, MessageUnhandled(UpdateRequested(FRESH, "reprice")), COMPLETED])],
+        "it holds what nobody was told is in the history",
+    ),
+    "late mail is a query": (
+        [BEGUN, (T, [CANCEL, MessageUnhandled(QueryRequested(FRESH, "total")), COMPLETED])],
+        "it holds what nobody was told is in the history",
+    ),
+    "the run goes on after a late signal": (
+        [BEGUN, (T, [CANCEL, MessageUnhandled(SignalReceived(FRESH, "approve")), CANCEL])],
+        "only the end of the run may follow a MessageUnhandled",
+    ),
+    "a signal twice": ([BEGUN, (T, [SIGNAL, SIGNAL])], "message 'fresh' is in the history already"),
+    "a signal twice, then too late": (
+        [BEGUN, (T, [SIGNAL, MessageUnhandled(SignalReceived(FRESH, "approve")), COMPLETED])],
+        "message 'fresh' is in the history already",
+    ),
+    "an update under the id of a signal": (
+        [BEGUN, (T, [SIGNAL, WorkflowExecutionUpdateAccepted(FRESH, "reprice")])],
+        "message 'fresh' is in the history already",
+    ),
+    "an update twice": ([BEGUN, (T, [UPDATE, UPDATE])], "message 'u1' is in the history already"),
+    "an update again after its end": (
+        [BEGUN, (T, [UPDATE, ANSWERED, UPDATE])],
+        "message 'u1' is in the history already",
+    ),
+    "an update is answered twice": ([BEGUN, (T, [UPDATE, ANSWERED, ANSWERED])], "update 'u1' is over already"),
+    "an update is answered that was not accepted": (
+        [BEGUN, (T, [UPDATE, FAILED])],
+        "update 'u2' was never begun",
+    ),
+    "a signal is answered": (
+        [BEGUN, (T, [SIGNAL, WorkflowExecutionUpdateCompleted(FRESH)])],
+        "update 'fresh' was never begun",
+    ),
+    "an update is answered later than its cause": (
+        [BEGUN, (T, [UPDATE]), (T + 1, [ANSWERED])],
+        "it has another time (1000001) than what caused it (1000000)",
+    ),
+    "an update is answered after a note": ([BEGUN, (T, [UPDATE, LOST, ANSWERED])], "it follows a note"),
     "a message twice": ([BEGUN, (T, [CANCEL, CANCEL])], "message 'seen' is in the history already"),
     "a message twice, then too late": (
         [BEGUN, (T, [CANCEL, MessageUnhandled(CancelRequested(SEEN)), COMPLETED])],
@@ -243,6 +294,8 @@ SPOILT: dict[str, Callable[[RunState], None]] = {
     "cancel_requested": lambda state: setattr(state, "cancel_requested", True),
     "running timers": lambda state: state.timers.clear(),
     "open waits": lambda state: state.waits.update({W1: WaitStarted(W1, "approval")}),
+    "open updates": lambda state: state.updates.clear(),
+    "open updates that it has forgotten": lambda state: state.recent_messages.clear(),
     "messages that are not in the history": lambda state: state.recent_messages.update({FRESH: None}),
 }
 SPOILT_ACTIVITIES = [_lose_activity, _forget_attempt, _too_soon]
@@ -269,7 +322,7 @@ def test_an_activity_that_differs_from_its_history_is_named(spoil: Callable[[Run
         check_state(state, history(*GOOD[:3]))
 
 
-@pytest.mark.parametrize("slot", ["activities", "timers", "waits"])
+@pytest.mark.parametrize("slot", ["activities", "timers", "updates", "waits"])
 def test_nothing_is_open_after_the_end(slot: str) -> None:
     turns = [*GOOD[:1], (T + 1, [WorkflowExecutionTerminated(FRESH)])]
     events = [(item.event, item.at_us) for item in history(*turns)]

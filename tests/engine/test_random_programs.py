@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 from typing import get_args
+from unittest import mock
 
 from hypothesis import event as note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.scripted import snapshot
-from engine.tape import KINDS, Step, Turn, World, check_every_prefix
+from engine.tape import ENDS, KINDS, Step, Turn, World, check_every_prefix
+from outlast.engine import run as run_module
 from outlast.engine.decide import take_turn
 from outlast.engine.run import Phase
 from outlast.model.events import Event
 from outlast.model.ids import MessageId
-from outlast.model.inputs import CancelRequested, TerminateRequested
+from outlast.model.inputs import CancelRequested, QueryRequested, SignalReceived, TerminateRequested, UpdateRequested
+from outlast.model.replies import Reply
 
 
 def _long_tape(seed: int) -> list[int]:
@@ -24,7 +27,12 @@ def _long_tape(seed: int) -> list[int]:
     return [draw.randrange(301) for _ in range(draw.randrange(20, 100))]
 
 
-def _long_script(seed: int) -> list[Turn]:
+def _patient_tape(seed: int) -> list[int]:
+    """Of a program that does not end before it is used up."""
+    return [each for part in range(4) for each in _long_tape(seed + part) if each % 30 != ENDS]
+
+
+def _long_script(seed: int, most: int = 30) -> list[Turn]:
     draw = Random(seed)
 
     def some_steps(most: int) -> list[Step]:
@@ -32,7 +40,7 @@ def _long_script(seed: int) -> list[Turn]:
             Step(draw.randrange(KINDS), draw.randrange(13), draw.randrange(81)) for _ in range(draw.randrange(most))
         ]
 
-    return [Turn(draw.randrange(-100, 400), some_steps(6), some_steps(3)) for _ in range(draw.randrange(5, 30))]
+    return [Turn(draw.randrange(-100, 400), some_steps(6), some_steps(3)) for _ in range(draw.randrange(5, most))]
 
 
 # Short ones are drawn number by number, so that they shrink; long ones from a seed, so that they are long.
@@ -54,6 +62,18 @@ def test_history_state_effects_and_replay_agree_after_every_turn(
         world.turn(turn)
     note(f"{world.state.phase.value}, {min(len(world.journal.read()), 60) // 20 * 20}+ events")
     check_every_prefix(world)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_a_run_that_forgets_old_messages_takes_none_twice_of_those_that_may_come_again(seed: int) -> None:
+    with mock.patch.object(run_module, "RECENT_MESSAGES", 16):
+        world = World(_patient_tape(seed), talkative=True)
+        for number, turn in enumerate(_long_script(seed, most=60)):
+            world.turn(turn)
+            if number % 3 == 2:
+                world.reload()
+        check_every_prefix(world)
 
 
 @settings(max_examples=100, deadline=None)
@@ -82,25 +102,34 @@ def test_a_run_that_crashes_again_and_again_gets_to_its_end(tape: list[int], scr
     world.run_to_its_end()
     assert world.state.outcome is not None
     closed = snapshot(world.state)
-    late = [CancelRequested(MessageId("too late")), TerminateRequested(MessageId("too late as well"))]
+    late = [
+        CancelRequested(MessageId("too late")),
+        TerminateRequested(MessageId("too late as well")),
+        SignalReceived(MessageId("much too late"), "tick"),
+        UpdateRequested(MessageId("later still"), "reprice"),
+        QueryRequested(MessageId("last"), "progress"),
+    ]
     decision = take_turn(world.state, world.program, late, world.now_us)
-    assert (decision.events, decision.taken, decision.outcome) == ([], 0, None)
+    assert (decision.events, decision.taken, decision.outcome, decision.replies) == ([], 0, None, {})
     assert snapshot(world.state) == closed
 
 
 def test_these_worlds_reach_every_event_and_much_that_is_stale() -> None:
     """The properties above say nothing about what never happens in them."""
     seen: Counter[type] = Counter()
+    replied: Counter[type] = Counter()
     given = taken_for_nothing = 0
     for seed in range(100):
         world = World(_long_tape(seed))
         for turn in _long_script(seed + 1_000):
             before = world.state.next_event
-            world.turn(turn)
+            replied.update(type(each) for each in world.turn(turn).replies.values())
             given += len(turn.steps)
             taken_for_nothing += world.state.next_event == before and bool(turn.steps)
         seen.update(type(item.event) for item in world.journal.read())
     assert set(seen) == set(get_args(Event))
     assert min(seen.values()) >= 3, seen
+    assert set(replied) == set(get_args(Reply))
+    assert min(replied.values()) >= 10, replied
     assert taken_for_nothing >= 50
     assert given >= 1_000

@@ -1,4 +1,4 @@
-"""What is written is read back as it was: events, messages, attempts, payloads of any encoding."""
+"""What is written is read back as it was: events, messages, replies, attempts, payloads of any encoding."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from outlast.model.ids import ActivityId, WorkflowId
 from outlast.model.inputs import AttemptFailed, Message, decode_message, encode_message
 from outlast.model.payloads import JSON, Arguments, Payload
 from outlast.model.policies import RetryPolicy
+from outlast.model.replies import Reply, decode_reply, encode_reply
 from outlast.runtime.ports import Attempt, decode_attempt, encode_attempt
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -85,7 +86,8 @@ def strategy_of(annotation: str) -> st.SearchStrategy[Any]:
 
 
 def built(kind: type[Struct]) -> st.SearchStrategy[Any]:
-    return st.builds(kind, **{name: strategy_of(kind.__annotations__[name]) for name in kind.__struct_fields__})
+    annotations = {name: text for base in kind.__mro__ for name, text in getattr(base, "__annotations__", {}).items()}
+    return st.builds(kind, **{name: strategy_of(annotations[name]) for name in kind.__struct_fields__})
 
 
 arguments = st.builds(
@@ -122,6 +124,19 @@ def test_a_message_comes_back_as_it_was(message: Message) -> None:
     assert decode_message(data) == message
     assert encode_message(decode_message(data)) == data
     assert decode_events(encode_events([MessageUnhandled(message)])) == [MessageUnhandled(message)]
+
+
+@pytest.mark.parametrize("kind", get_args(Reply))
+def test_every_reply_comes_back_as_it_was(kind: type[Struct]) -> None:
+    @settings(max_examples=30)
+    @given(built(kind))
+    def comes_back(reply: Reply) -> None:
+        data = encode_reply(reply)
+        assert decode_reply(data) == reply
+        assert type(decode_reply(data)) is kind
+        assert encode_reply(decode_reply(data)) == data
+
+    comes_back()
 
 
 @settings(max_examples=50)

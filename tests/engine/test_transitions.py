@@ -11,7 +11,9 @@ from engine.scripted import RUN, STARTED, changes, fold, snapshot
 from engine.situations import (
     A1,
     A2,
+    ANSWERED,
     FRESH,
+    HAS_SEEN,
     NOW,
     OOPS,
     OPEN,
@@ -25,6 +27,7 @@ from engine.situations import (
     T2,
     TIMER,
     TIMERS,
+    UPDATE,
     W1,
     W2,
     WAIT,
@@ -57,10 +60,14 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
-from outlast.model.inputs import AttemptLost, CancelRequested, TerminateRequested
+from outlast.model.ids import MessageId
+from outlast.model.inputs import AttemptLost, CancelRequested, SignalReceived, TerminateRequested
 from outlast.model.payloads import NULL
 
 Snapshot = dict[str, Any]
@@ -76,6 +83,13 @@ class Row(NamedTuple):
 
 def _remembers(message_id: str) -> Callable[[Snapshot], Snapshot]:
     return lambda before: {"recent_messages": [*before["recent_messages"], message_id]}
+
+
+def _accepts(event: WorkflowExecutionUpdateAccepted) -> Callable[[Snapshot], Snapshot]:
+    return lambda before: {
+        **_remembers(event.message_id)(before),
+        "updates": [*before["updates"], (event.message_id, event)],
+    }
 
 
 def _no_activity(_: Snapshot) -> Snapshot:
@@ -94,7 +108,7 @@ def _scheduled(event: ActivityScheduled) -> Callable[[Snapshot], Snapshot]:
 
 def _closes(outcome: TerminalEvent, *remembered: str) -> Callable[[Snapshot], Snapshot]:
     def changed(before: Snapshot) -> Snapshot:
-        emptied = {slot: [] for slot in ("activities", "timers", "waits") if before[slot]}
+        emptied = {slot: [] for slot in ("activities", "timers", "updates", "waits") if before[slot]}
         messages = sorted([*before["recent_messages"], *remembered])
         return {
             "phase": Phase.CLOSED,
@@ -112,6 +126,8 @@ W2_STARTED = WaitStarted(W2, "second")
 DONE = WorkflowExecutionCompleted(NULL)
 FAILED = WorkflowExecutionFailed(OOPS)
 GAVE_UP = WorkflowExecutionCancelled()
+SIGNAL = WorkflowExecutionSignaled(FRESH, "approve")
+FRESH_UPDATE = WorkflowExecutionUpdateAccepted(FRESH, "reprice")
 ENDED = WorkflowExecutionTerminated(FRESH)
 NEVER: set[str] = set()
 
@@ -127,9 +143,18 @@ TABLE: dict[str, Row] = {
     ),
     "cancel request that was seen": Row(
         WorkflowExecutionCancelRequested(SEEN),
-        OPEN - {"cancel requested"},
+        OPEN - HAS_SEEN,
         lambda before: {**_remembers(SEEN)(before), "cancel_requested": True},
     ),
+    "signal": Row(SIGNAL, OPEN, _remembers(FRESH)),
+    "signal that was seen": Row(WorkflowExecutionSignaled(SEEN, "approve"), OPEN - HAS_SEEN, _remembers(SEEN)),
+    "accept an update": Row(FRESH_UPDATE, OPEN, _accepts(FRESH_UPDATE)),
+    "accept an update that was seen": Row(UPDATE, OPEN - HAS_SEEN, _accepts(UPDATE)),
+    "answer the update": Row(ANSWERED, {"update is open"}, lambda before: {"updates": []}),
+    "fail the update": Row(
+        WorkflowExecutionUpdateCompleted(SEEN, failure=OOPS), {"update is open"}, lambda before: {"updates": []}
+    ),
+    "answer another update": Row(WorkflowExecutionUpdateCompleted(FRESH), NEVER, lambda before: {"updates": []}),
     "result of attempt 0": Row(ActivityCompleted(A1, NOW, NULL, 0), NEVER, _no_activity),
     "result of attempt 1": Row(ActivityCompleted(A1, NOW, NULL, 1), PENDING_AT_1, _no_activity),
     "result of attempt 2": Row(ActivityCompleted(A1, NOW, NULL, 2), PENDING_AT_2, _no_activity),
@@ -164,13 +189,15 @@ TABLE: dict[str, Row] = {
     "terminate": Row(ENDED, OPEN, _closes(ENDED, FRESH)),
     "terminate by a message that was seen": Row(
         WorkflowExecutionTerminated(SEEN),
-        OPEN - {"cancel requested"},
+        OPEN - HAS_SEEN,
         _closes(WorkflowExecutionTerminated(SEEN), SEEN),
     ),
     "late mail": Row(MessageUnhandled(CancelRequested(FRESH)), OPEN, _remembers(FRESH)),
-    "late mail that was seen": Row(
-        MessageUnhandled(TerminateRequested(SEEN)), OPEN - {"cancel requested"}, _remembers(SEEN)
+    "late signal": Row(MessageUnhandled(SignalReceived(FRESH, "approve")), OPEN, _remembers(FRESH)),
+    "late signal that was seen": Row(
+        MessageUnhandled(SignalReceived(SEEN, "approve")), OPEN - HAS_SEEN, _remembers(SEEN)
     ),
+    "late mail that was seen": Row(MessageUnhandled(TerminateRequested(SEEN)), OPEN - HAS_SEEN, _remembers(SEEN)),
     "late mail without an id": Row(MessageUnhandled(AttemptLost(A1, 1, "gone", 0.5)), OPEN, lambda before: {}),
 }
 
@@ -260,6 +287,7 @@ def test_a_new_state_is_empty() -> None:
         "cancel_requested": False,
         "activities": [],
         "timers": [],
+        "updates": [],
         "waits": [],
         "recent_messages": [],
     }
@@ -274,6 +302,58 @@ def test_a_run_forgets_only_its_oldest_messages() -> None:
         state.apply(WorkflowExecutionCancelRequested("m2"), NOW)  # type: ignore[arg-type]
 
 
+def _signals(state: RunState, prefix: str, count: int = RECENT_MESSAGES) -> None:
+    for number in range(count):
+        state.apply(WorkflowExecutionSignaled(MessageId(f"{prefix}{number}"), "tick"), NOW)
+
+
+def test_an_update_is_known_for_as_long_as_it_is_open() -> None:
+    state = situation("update is open")
+    _signals(state, "m")
+    assert len(state.recent_messages) == RECENT_MESSAGES + 1
+    before = snapshot(state)
+    for event in (UPDATE, WorkflowExecutionSignaled(SEEN, "approve"), MessageUnhandled(SignalReceived(SEEN, "x"))):
+        with pytest.raises(InvalidTransition, match="message 'seen' is in the history already"):
+            state.apply(event, NOW)
+        assert snapshot(state) == before
+
+
+@pytest.mark.parametrize("count", [1, RECENT_MESSAGES - 1, RECENT_MESSAGES])
+def test_an_update_is_remembered_from_its_end_on(count: int) -> None:
+    """Whoever waited for it asks again when the answer is lost, however long that was after the run had accepted it."""
+    state = situation("update is open")
+    _signals(state, "m", count)
+    state.apply(ANSWERED, NOW)
+    assert len(state.recent_messages) == min(count + 1, RECENT_MESSAGES)
+    _signals(state, "n", RECENT_MESSAGES - 1)
+    with pytest.raises(InvalidTransition, match="message 'seen' is in the history already"):
+        state.apply(UPDATE, NOW)
+    _signals(state, "o", 1)
+    assert SEEN not in state.recent_messages
+
+
+def test_a_run_with_more_open_updates_than_it_remembers_messages_forgets_none_of_them() -> None:
+    state = situation("idle")
+    for number in range(RECENT_MESSAGES + 5):
+        state.apply(WorkflowExecutionUpdateAccepted(MessageId(f"u{number}"), "reprice"), NOW)
+    _signals(state, "m")
+    assert set(state.recent_messages) == {*state.updates, *(f"m{number}" for number in range(RECENT_MESSAGES))}
+    _signals(state, "n", 10)
+    assert set(state.updates) <= set(state.recent_messages)
+    assert len(state.recent_messages) == len(state.updates) + RECENT_MESSAGES
+    with pytest.raises(InvalidTransition, match="message 'u0' is in the history already"):
+        state.apply(WorkflowExecutionUpdateAccepted(MessageId("u0"), "reprice"), NOW)
+
+
+@pytest.mark.parametrize("outcome", [DONE, ENDED])
+def test_a_run_that_ends_still_knows_the_updates_that_were_open(outcome: TerminalEvent) -> None:
+    """Late mail is held against them."""
+    state = situation("update is open")
+    _signals(state, "m")
+    state.apply(outcome, NOW)
+    assert SEEN in state.recent_messages
+
+
 @pytest.mark.parametrize(
     ("where", "wake_at_us", "step"),
     [
@@ -284,6 +364,7 @@ def test_a_run_forgets_only_its_oldest_messages() -> None:
         ("has a deadline", 1_000_000, "charge"),
         ("timer is due", TIMER.fires_at_us, "sleep"),
         ("wait", None, "approval"),
+        ("update is open", None, None),
         ("closed", None, None),
     ],
 )

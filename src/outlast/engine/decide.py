@@ -12,6 +12,8 @@ What always holds:
 - All events of a turn have the same time, which is never before that of an earlier event.
 - A timer never fires early: an alarm that comes too soon (the clock was set back) is set again.
 - An input that is not in the table is an error of ours, and changes nothing.
+- A query changes nothing, and neither does an update that the program refuses. Both are answered all the same, and so
+  is every update that was accepted: at its end, or when the run ends.
 - Once the run is closed, the inputs that are left are not taken: mail among them is found by the commit (see
   `store.api`), and comes back through `close_with_mail`.
 
@@ -31,6 +33,7 @@ from outlast.model.commands import (
     CancelTimer,
     CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
     EndWait,
     FailWorkflow,
@@ -59,11 +62,14 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.failures import Failure, FailureKind
-from outlast.model.ids import ActivityId
+from outlast.model.ids import ActivityId, MessageId
 from outlast.model.inputs import (
     ActivityDeadlinePassed,
     AttemptFailed,
@@ -72,15 +78,19 @@ from outlast.model.inputs import (
     CancelRequested,
     Input,
     Message,
+    QueryRequested,
+    SignalReceived,
     TerminateRequested,
     TimerDue,
+    UpdateRequested,
 )
+from outlast.model.replies import Accepted, Answered, Ended, Failed, Recorded, Refused, Reply
 
 
 class Decision:
     """One turn: what to commit (`events`), and what may happen after the commit (the rest)."""
 
-    __slots__ = ("alarms", "at_us", "dispatch", "events", "first_event", "outcome", "stop", "taken")
+    __slots__ = ("alarms", "at_us", "dispatch", "events", "first_event", "outcome", "replies", "stop", "taken")
 
     def __init__(self, first_event: int, at_us: int) -> None:
         self.first_event = first_event
@@ -94,6 +104,8 @@ class Decision:
         """Activities whose running attempt, if any, is to be stopped: its result would be dropped."""
         self.alarms: list[tuple[int, TimerDue | ActivityDeadlinePassed]] = []
         """Inputs to give back at a time."""
+        self.replies: dict[MessageId, Reply] = {}
+        """Answers to queries and updates; the last one for each."""
         self.outcome: TerminalEvent | None = None
         """How the run ended, if it did."""
 
@@ -135,11 +147,17 @@ def take_turn(state: RunState, program: Program, inputs: Sequence[Input], now_us
 def close_with_mail(state: RunState, decision: Decision, mail: Sequence[Message]) -> None:
     """Put messages that came while the run closed into its history, before the terminal event.
 
-    The program has finished and cannot handle them; that they were acknowledged is kept all the same.
+    The program has finished and cannot handle them; that they were acknowledged is kept all the same. Queries and
+    updates were not: whoever asked is told that the run has ended.
     """
     assert decision.outcome is not None
     notes: list[Event] = []
     for message in mail:
+        if isinstance(message, QueryRequested | UpdateRequested):
+            over = isinstance(message, UpdateRequested) and message.message_id in state.recent_messages
+            reply = Recorded(message.message_id) if over else Ended(message.message_id)
+            decision.replies.setdefault(message.message_id, reply)
+            continue
         message_id = getattr(message, "message_id", None)
         if message_id is not None and message_id not in state.recent_messages:
             state.recent_messages[message_id] = None
@@ -190,8 +208,13 @@ class _Turn:
         if activity_id not in self.decision.dispatch:
             self.decision.dispatch.append(activity_id)
 
+    def reply(self, reply: Reply) -> None:
+        self.decision.replies[reply.message_id] = reply
+
     def close(self, event: TerminalEvent) -> None:
         self.decision.stop.extend(self.state.activities)
+        for message_id in self.state.updates:
+            self.reply(Ended(message_id))
         self.record(event)
         self.decision.outcome = event
 
@@ -292,6 +315,35 @@ def _terminate_requested(turn: _Turn, item: TerminateRequested) -> None:
         turn.close(WorkflowExecutionTerminated(item.message_id, item.reason))
 
 
+def _signal_received(turn: _Turn, item: SignalReceived) -> None:
+    if item.message_id not in turn.state.recent_messages:
+        turn.input(WorkflowExecutionSignaled(item.message_id, item.signal, item.arguments))
+
+
+def _update_requested(turn: _Turn, item: UpdateRequested) -> None:
+    message_id, state = item.message_id, turn.state
+    if message_id in state.updates:
+        turn.decision.replies.setdefault(message_id, Accepted(message_id))
+        return
+    if message_id in state.recent_messages:
+        turn.decision.replies.setdefault(message_id, Recorded(message_id))
+        return
+    failure = turn.program.refuse_update(item.update, item.arguments)
+    if failure is not None:
+        turn.reply(Refused(message_id, failure))
+        return
+    turn.reply(Accepted(message_id))
+    turn.input(WorkflowExecutionUpdateAccepted(message_id, item.update, item.arguments))
+
+
+def _query_requested(turn: _Turn, item: QueryRequested) -> None:
+    answer = turn.program.answer_query(item.query, item.arguments)
+    if isinstance(answer, Failure):
+        turn.reply(Failed(item.message_id, answer))
+    else:
+        turn.reply(Answered(item.message_id, answer))
+
+
 INPUTS: dict[type, Callable[[_Turn, Any], None]] = {
     AttemptSucceeded: _attempt_succeeded,
     AttemptFailed: _attempt_failed,
@@ -300,6 +352,9 @@ INPUTS: dict[type, Callable[[_Turn, Any], None]] = {
     TimerDue: _timer_due,
     CancelRequested: _cancel_requested,
     TerminateRequested: _terminate_requested,
+    SignalReceived: _signal_received,
+    UpdateRequested: _update_requested,
+    QueryRequested: _query_requested,
 }
 
 
@@ -348,6 +403,12 @@ def _end_wait(turn: _Turn, command: EndWait) -> None:
     turn.record(WaitEnded(command.wait_id))
 
 
+def _complete_update(turn: _Turn, command: CompleteUpdate) -> None:
+    message_id, failure = command.message_id, command.failure
+    turn.record(WorkflowExecutionUpdateCompleted(message_id, command.result, failure))
+    turn.reply(Answered(message_id, command.result) if failure is None else Failed(message_id, failure))
+
+
 def _complete_workflow(turn: _Turn, command: CompleteWorkflow) -> None:
     turn.close(WorkflowExecutionCompleted(command.result))
 
@@ -367,6 +428,7 @@ COMMANDS: dict[type[Command], Callable[[_Turn, Any], None]] = {
     CancelTimer: _cancel_timer,
     StartWait: _start_wait,
     EndWait: _end_wait,
+    CompleteUpdate: _complete_update,
     CompleteWorkflow: _complete_workflow,
     FailWorkflow: _fail_workflow,
     CancelWorkflow: _cancel_workflow,

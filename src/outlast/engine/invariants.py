@@ -16,6 +16,7 @@ The rules, in the order in which an event is held against them:
 - no id of an activity, timer or wait is used twice, and no message is in the history twice;
 - an activity has at most one end, none without a schedule; its attempts count from 1 without a gap, are no more than
   its retry policy allows, and none is announced for a time past its schedule-to-close timeout;
+- an update that was accepted is answered at most once, and none is that was not;
 - a timer fires at most once, never early, never after it was cancelled; a wait ends at most once;
 - a run ends as cancelled only after it had been asked to cancel.
 
@@ -51,11 +52,14 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId
-from outlast.model.inputs import CancelRequested, TerminateRequested
+from outlast.model.inputs import CancelRequested, SignalReceived, TerminateRequested
 
 K = TypeVar("K")
 
@@ -83,6 +87,8 @@ def check_state(state: RunState, events: Sequence[HistoryEvent]) -> None:
     _compare("pending activities", pending, books.pending())
     _compare("running timers", set(state.timers), books.still_open(books.timers))
     _compare("open waits", set(state.waits), books.still_open(books.waits))
+    _compare("open updates", set(state.updates), books.still_open(books.updates))
+    _compare("open updates that it has forgotten", set(state.updates) - set(state.recent_messages), frozenset[str]())
     _compare("messages that are not in the history", set(state.recent_messages) - books.messages, frozenset[str]())
 
 
@@ -143,6 +149,7 @@ class _Books:
         self.timers: dict[TimerId, _Life] = {}
         self.timers_due_us: dict[TimerId, int] = {}
         self.waits: dict[WaitId, _Life] = {}
+        self.updates: dict[MessageId, _Life] = {}
         self.messages: set[MessageId] = set()
 
     def phase(self) -> Phase:
@@ -198,10 +205,17 @@ class _Books:
             case WorkflowExecutionCancelRequested(message_id=message_id):
                 self.message(message_id)
                 self.cancel_requested = True
-            case MessageUnhandled(message=CancelRequested() | TerminateRequested() as message):
+            case WorkflowExecutionSignaled(message_id=message_id):
+                self.message(message_id)
+            case WorkflowExecutionUpdateAccepted(message_id=message_id):
+                self.message(message_id)
+                self.begin(self.updates, message_id, "update")
+            case WorkflowExecutionUpdateCompleted(message_id=message_id):
+                self.end(self.updates, message_id, "update", _Life.OVER)
+            case MessageUnhandled(message=CancelRequested() | TerminateRequested() | SignalReceived() as message):
                 self.message(message.message_id)
             case MessageUnhandled():
-                self.broken("it holds the report of an attempt, which nobody sent as a message to the run")
+                self.broken("it holds what nobody was told is in the history: the report of an attempt, or a question")
             case ActivityScheduled():
                 self.activity_scheduled(event)
             case ActivityCompleted() | ActivityFailed() | ActivityCancelled():
@@ -313,7 +327,14 @@ def _role(event: Event) -> _Role:
     match event:
         case WorkflowExecutionStarted():
             return _Role.START
-        case WorkflowExecutionCancelRequested() | ActivityCompleted() | ActivityFailed() | TimerFired():
+        case (
+            WorkflowExecutionCancelRequested()
+            | WorkflowExecutionSignaled()
+            | WorkflowExecutionUpdateAccepted()
+            | ActivityCompleted()
+            | ActivityFailed()
+            | TimerFired()
+        ):
             return _Role.INPUT
         case MessageUnhandled():
             return _Role.LATE_MAIL
@@ -326,6 +347,7 @@ def _role(event: Event) -> _Role:
             | TimerCancelled()
             | WaitStarted()
             | WaitEnded()
+            | WorkflowExecutionUpdateCompleted()
             | WorkflowExecutionCompleted()
             | WorkflowExecutionFailed()
             | WorkflowExecutionCancelled()

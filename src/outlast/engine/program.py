@@ -19,6 +19,8 @@ from typing import Protocol
 
 from outlast.model.commands import Command
 from outlast.model.events import InputEvent
+from outlast.model.failures import Failure
+from outlast.model.payloads import Arguments, Payload
 
 
 class Program(Protocol):
@@ -28,6 +30,17 @@ class Program(Protocol):
         `at_us` is the event's time: what the program's clock shows until the next event. With `replaying`, the
         program keeps quiet towards the outside (logs), and fills in `Command.source`.
         """
+        ...
+
+    def refuse_update(self, update: str, arguments: Arguments) -> Failure | None:
+        """Why an update cannot be accepted at this moment; None if it can. Changes nothing, live only.
+
+        It is asked right before the update would be fed. What it says is not recorded.
+        """
+        ...
+
+    def answer_query(self, query: str, arguments: Arguments) -> Payload | Failure:
+        """What the run has to tell. Changes nothing; may also be asked after the program has ended."""
         ...
 
     def whereabouts(self) -> str:

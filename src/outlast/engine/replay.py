@@ -21,6 +21,7 @@ from outlast.model.commands import (
     CancelTimer,
     CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
     EndWait,
     FailWorkflow,
@@ -45,6 +46,8 @@ from outlast.model.events import (
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 
 _INPUTS = frozenset(INPUT_EVENTS)
@@ -109,6 +112,7 @@ _PAIRS: dict[type[Command], _Pair] = {
     CancelTimer: _Pair(TimerCancelled, ("timer_id",)),
     StartWait: _Pair(WaitStarted, ("wait_id",)),
     EndWait: _Pair(WaitEnded, ("wait_id",)),
+    CompleteUpdate: _Pair(WorkflowExecutionUpdateCompleted, ("message_id",)),
     CompleteWorkflow: _Pair(WorkflowExecutionCompleted, ()),
     FailWorkflow: _Pair(WorkflowExecutionFailed, ()),
     CancelWorkflow: _Pair(WorkflowExecutionCancelled, ()),
@@ -154,14 +158,18 @@ def _diverged(
     return NondeterminismError("\n".join(lines))
 
 
-def describe_event(event: Event) -> str:
+def describe_event(event: Event | CompleteUpdate) -> str:
     """One event in a few words: its kind, its name, its id."""
     words = [type(event).__name__]
-    words += [str(value) for field in ("activity", "label") if (value := getattr(event, field, None))]
+    words += [
+        str(value) for field in ("activity", "label", "signal", "update") if (value := getattr(event, field, None))
+    ]
     for field in ("activity_id", "timer_id", "wait_id"):
         value = getattr(event, field, None)
         if value is not None:
             words.append(f"#{value}")
+    if isinstance(event, CompleteUpdate | WorkflowExecutionUpdateAccepted | WorkflowExecutionUpdateCompleted):
+        words.append(f"#{event.message_id}")
     return " ".join(words)
 
 

@@ -40,14 +40,18 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.ids import ActivityId, MessageId, RunId, TimerId, WaitId
 
 RECENT_MESSAGES = 1_000
-"""Message ids that a run remembers after it has consumed them. A client retries a lost reply within seconds; a run
-that takes a thousand messages in that time is beyond what one actor does."""
+"""Message ids that a run remembers after it is done with them: has consumed them or, of an update, has answered it.
+A client retries a lost reply within seconds; a run that takes a thousand messages in that time is beyond what one
+actor does. The ids of updates that are open are kept besides."""
 
 
 class InvalidTransition(InternalError):
@@ -92,6 +96,7 @@ class RunState:
         "started",
         "started_at_us",
         "timers",
+        "updates",
         "waits",
     )
 
@@ -107,6 +112,8 @@ class RunState:
         self.activities: dict[ActivityId, PendingActivity] = {}
         self.timers: dict[TimerId, TimerStarted] = {}
         self.waits: dict[WaitId, WaitStarted] = {}
+        self.updates: dict[MessageId, WorkflowExecutionUpdateAccepted] = {}
+        """Accepted, and not yet answered."""
         self.recent_messages: dict[MessageId, None] = {}
 
     def apply(self, event: Event, at_us: int) -> None:
@@ -159,18 +166,46 @@ def _cancel_requested(state: RunState, event: WorkflowExecutionCancelRequested, 
     state.cancel_requested = True
 
 
+def _signaled(state: RunState, event: WorkflowExecutionSignaled, at_us: int) -> None:
+    _remember(state, event.message_id)
+
+
+def _update_accepted(state: RunState, event: WorkflowExecutionUpdateAccepted, at_us: int) -> None:
+    _remember(state, event.message_id, forget=False)  # an open one takes no place
+    state.updates[event.message_id] = event
+
+
+def _update_completed(state: RunState, event: WorkflowExecutionUpdateCompleted, at_us: int) -> None:
+    if state.updates.pop(event.message_id, None) is None:
+        raise state.refuse(f"WorkflowExecutionUpdateCompleted for update {event.message_id!r}, which is not open")
+    # However long it took: who asks again, since the answer was lost, does so from now on.
+    state.recent_messages.pop(event.message_id, None)
+    _remember(state, event.message_id)
+
+
 def _message_unhandled(state: RunState, event: MessageUnhandled, at_us: int) -> None:
     message_id = getattr(event.message, "message_id", None)
     if message_id is not None:
-        _remember(state, message_id)
+        _remember(state, message_id, forget=False)
 
 
-def _remember(state: RunState, message_id: MessageId) -> None:
-    if message_id in state.recent_messages:
+def _remember(state: RunState, message_id: MessageId, *, forget: bool = True) -> None:
+    """At the end no other is forgotten for it: the mail that came too late is held against all of them."""
+    recent = state.recent_messages
+    if message_id in recent:
         raise state.refuse(f"message {message_id!r} is in the history already")
-    if len(state.recent_messages) >= RECENT_MESSAGES:
-        del state.recent_messages[next(iter(state.recent_messages))]
-    state.recent_messages[message_id] = None
+    if forget and len(recent) - len(state.updates) >= RECENT_MESSAGES:
+        _forget_oldest(state)
+    recent[message_id] = None
+
+
+def _forget_oldest(state: RunState) -> None:
+    """Open updates are passed over, and count as young."""
+    recent = state.recent_messages
+    while (oldest := next(iter(recent))) in state.updates:
+        del recent[oldest]
+        recent[oldest] = None
+    del recent[oldest]
 
 
 def _activity_scheduled(state: RunState, event: ActivityScheduled, at_us: int) -> None:
@@ -239,7 +274,7 @@ def _wait_ended(state: RunState, event: WaitEnded, at_us: int) -> None:
 
 
 def _terminated(state: RunState, event: WorkflowExecutionTerminated, at_us: int) -> None:
-    _remember(state, event.message_id)
+    _remember(state, event.message_id, forget=False)
     _closed(state, event, at_us)
 
 
@@ -248,6 +283,7 @@ def _closed(state: RunState, event: TerminalEvent, at_us: int) -> None:
     state.outcome = event
     state.activities.clear()
     state.timers.clear()
+    state.updates.clear()
     state.waits.clear()
 
 
@@ -261,6 +297,9 @@ class Transition(NamedTuple):
 TRANSITIONS: dict[type, Transition] = {
     WorkflowExecutionStarted: Transition(Phase.NEW, _started),  # -> OPEN
     WorkflowExecutionCancelRequested: Transition(Phase.OPEN, _cancel_requested),
+    WorkflowExecutionSignaled: Transition(Phase.OPEN, _signaled),
+    WorkflowExecutionUpdateAccepted: Transition(Phase.OPEN, _update_accepted),
+    WorkflowExecutionUpdateCompleted: Transition(Phase.OPEN, _update_completed),
     MessageUnhandled: Transition(Phase.OPEN, _message_unhandled),
     ActivityScheduled: Transition(Phase.OPEN, _activity_scheduled),
     ActivityAttemptFailed: Transition(Phase.OPEN, _attempt_over),

@@ -7,8 +7,8 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from outlast.model.failures import Failure
-from outlast.model.ids import ActivityId, TimerId, WaitId
-from outlast.model.payloads import Arguments, Payload
+from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId
+from outlast.model.payloads import NULL, Arguments, Payload
 from outlast.model.policies import DEFAULT_RETRY, RetryPolicy
 
 
@@ -53,6 +53,14 @@ class EndWait(_Command, frozen=True, kw_only=True):
     wait_id: WaitId
 
 
+class CompleteUpdate(_Command, frozen=True, kw_only=True):
+    """The answer to an update that was accepted: `failure`, or `result` if that is None."""
+
+    message_id: MessageId
+    result: Payload = NULL
+    failure: Failure | None = None
+
+
 class CompleteWorkflow(_Command, frozen=True, kw_only=True):
     result: Payload
 
@@ -72,6 +80,7 @@ Command: TypeAlias = (
     | CancelTimer
     | StartWait
     | EndWait
+    | CompleteUpdate
     | CompleteWorkflow
     | FailWorkflow
     | CancelWorkflow

@@ -15,6 +15,7 @@ OutlastError
 │   ├── ActivityError         an activity failed (raised in workflow code)
 │   │   ├── ActivityTimeout   ... because its time ran out
 │   │   └── ActivityLost      ... because the process that ran it is gone and no attempt is left
+│   ├── MessageFailed         a query or update failed in its handler (raised by the client)
 │   ├── WorkflowFailed        the run ended with a failure (raised by `handle.result()`)
 │   │   ├── WorkflowCancelled
 │   │   └── WorkflowTerminated
@@ -112,6 +113,17 @@ class ActivityTimeout(ActivityError):
 
 class ActivityLost(ActivityError):
     """The process that ran the last allowed attempt is gone; whether the effect took place is not known."""
+
+
+class MessageFailed(RemoteError):
+    """A query or an update failed. `failure` has the details.
+
+    Raised where the exception's own class cannot be rebuilt; else it is the handler's own exception that is raised.
+    """
+
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class WorkflowFailed(RemoteError):

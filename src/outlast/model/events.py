@@ -19,7 +19,7 @@ from msgspec import Struct
 from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId, WorkflowId
 from outlast.model.inputs import Message
-from outlast.model.payloads import NO_ARGUMENTS, Arguments, Payload
+from outlast.model.payloads import NO_ARGUMENTS, NULL, Arguments, Payload
 from outlast.model.policies import DEFAULT_RETRY, RetryPolicy
 
 EVENT_FORMAT = 1
@@ -49,6 +49,21 @@ class WorkflowExecutionStarted(_Event, frozen=True, tag=True):
 class WorkflowExecutionCancelRequested(_Event, frozen=True, tag=True):
     message_id: MessageId
     reason: str = ""
+
+
+class WorkflowExecutionSignaled(_Event, frozen=True, tag=True):
+    message_id: MessageId
+    signal: str
+    arguments: Arguments = NO_ARGUMENTS
+
+
+class WorkflowExecutionUpdateAccepted(_Event, frozen=True, tag=True):
+    """The program has agreed to an update. One that it refuses is not recorded."""
+
+    message_id: MessageId
+    """Which update it is. Chosen by the sender, so that asking twice does it once."""
+    update: str
+    arguments: Arguments = NO_ARGUMENTS
 
 
 class ActivityCompleted(_Event, frozen=True, tag=True):
@@ -115,6 +130,14 @@ class WaitEnded(_Event, frozen=True, tag=True):
     wait_id: WaitId
 
 
+class WorkflowExecutionUpdateCompleted(_Event, frozen=True, tag=True):
+    """How an accepted update came out: `failure`, or `result` if that is None."""
+
+    message_id: MessageId
+    result: Payload = NULL
+    failure: Failure | None = None
+
+
 class WorkflowExecutionCompleted(_Event, frozen=True, tag=True):
     result: Payload
 
@@ -165,7 +188,13 @@ class MessageUnhandled(_Event, frozen=True, tag=True):
 
 
 InputEvent: TypeAlias = (
-    WorkflowExecutionStarted | WorkflowExecutionCancelRequested | ActivityCompleted | ActivityFailed | TimerFired
+    WorkflowExecutionStarted
+    | WorkflowExecutionCancelRequested
+    | WorkflowExecutionSignaled
+    | WorkflowExecutionUpdateAccepted
+    | ActivityCompleted
+    | ActivityFailed
+    | TimerFired
 )
 TerminalEvent: TypeAlias = (
     WorkflowExecutionCompleted | WorkflowExecutionFailed | WorkflowExecutionCancelled | WorkflowExecutionTerminated
@@ -177,6 +206,7 @@ CommandEvent: TypeAlias = (
     | TimerCancelled
     | WaitStarted
     | WaitEnded
+    | WorkflowExecutionUpdateCompleted
     | WorkflowExecutionCompleted
     | WorkflowExecutionFailed
     | WorkflowExecutionCancelled
@@ -187,6 +217,8 @@ Event: TypeAlias = InputEvent | CommandEvent | NoteEvent
 INPUT_EVENTS = (
     WorkflowExecutionStarted,
     WorkflowExecutionCancelRequested,
+    WorkflowExecutionSignaled,
+    WorkflowExecutionUpdateAccepted,
     ActivityCompleted,
     ActivityFailed,
     TimerFired,

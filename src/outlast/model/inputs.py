@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, MessageId, TimerId
-from outlast.model.payloads import Payload
+from outlast.model.payloads import NO_ARGUMENTS, Arguments, Payload
 
 
 class _Input(Struct, frozen=True, omit_defaults=True, tag_field="type", gc=False):
@@ -63,7 +63,40 @@ class TerminateRequested(_Input, frozen=True, tag=True):
     reason: str = ""
 
 
-Message: TypeAlias = AttemptSucceeded | AttemptFailed | AttemptLost | CancelRequested | TerminateRequested
+class SignalReceived(_Input, frozen=True, tag=True):
+    """Something the run is told. The sender hears that it is on disk, and nothing else."""
+
+    message_id: MessageId
+    signal: str
+    arguments: Arguments = NO_ARGUMENTS
+
+
+class UpdateRequested(_Input, frozen=True, tag=True):
+    """Something the run is asked to do, and to answer. The program may refuse it: then it leaves no trace."""
+
+    message_id: MessageId
+    update: str
+    arguments: Arguments = NO_ARGUMENTS
+
+
+class QueryRequested(_Input, frozen=True, tag=True):
+    """Something the run is asked to tell. It changes nothing, and is not recorded."""
+
+    message_id: MessageId
+    query: str
+    arguments: Arguments = NO_ARGUMENTS
+
+
+Message: TypeAlias = (
+    AttemptSucceeded
+    | AttemptFailed
+    | AttemptLost
+    | CancelRequested
+    | TerminateRequested
+    | SignalReceived
+    | UpdateRequested
+    | QueryRequested
+)
 """What may come through a mailbox."""
 
 Input: TypeAlias = Message | ActivityDeadlinePassed | TimerDue
