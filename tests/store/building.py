@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import EllipsisType
 
 from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, TurnId, WorkflowId
@@ -15,6 +15,7 @@ from outlast.store.api import (
     Fence,
     IdReuse,
     NewMail,
+    NewReply,
     NewRun,
     NewTask,
     Release,
@@ -29,6 +30,7 @@ NAMESPACE = Namespace("default")
 QUEUE = "orders"
 WORKFLOW = "fulfil_order"
 ACTIVITY = "charge_payment"
+CANCEL = b'{"type":"CancelRequested"}'
 
 
 def run_id(number: int) -> RunId:
@@ -56,7 +58,9 @@ def start(
     turn_id: int | None = None,
     status: RunStatus | None = None,
     add_tasks: Sequence[NewTask] = (),
+    mail: Sequence[str] = (),
 ) -> Commit:
+    """`mail`: message ids."""
     new = NewRun(
         namespace,
         WorkflowId(f"order-{number}" if workflow_id is None else workflow_id),
@@ -67,6 +71,7 @@ def start(
         priority,
         format=format,
         id_reuse=id_reuse,
+        mail=tuple((MessageId(message_id), CANCEL) for message_id in mail),
     )
     turn = None if turn_id is None else TurnId(turn_id)
     return Commit(
@@ -90,6 +95,7 @@ def turn(
     consume: Sequence[int] = (),
     add_tasks: Sequence[NewTask] = (),
     drop_tasks: Sequence[str] = (),
+    replies: Mapping[str, bytes] | None = None,
 ) -> Commit:
     """Without a `turn_id`, it is newer than all before it."""
     if turn_id is ...:
@@ -106,6 +112,7 @@ def turn(
         consume=tuple(consume),
         add_tasks=tuple(add_tasks),
         drop_tasks=tuple(ActivityId(each) for each in drop_tasks),
+        replies=tuple(NewReply(MessageId(message_id), body) for message_id, body in (replies or {}).items()),
     )
 
 
@@ -115,7 +122,7 @@ def release(
     return turn(number, owner, next_event, count=0, release=Release(wake_at_us, error))
 
 
-def mail(number: int, message_id: str, at_us: int = 5, body: bytes = b'{"type":"CancelRequested"}') -> NewMail:
+def mail(number: int, message_id: str, at_us: int = 5, body: bytes = CANCEL) -> NewMail:
     return NewMail(run_id(number), MessageId(message_id), at_us, body)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from outlast.model.errors import InvalidArgument
-from outlast.model.ids import Namespace, NodeId, TurnId, WorkflowId
+from outlast.model.ids import MessageId, Namespace, NodeId, TurnId, WorkflowId
 from outlast.store.api import (
     Answer,
     Commit,
     Fence,
     IdReuse,
     JournalRow,
+    NewReply,
     Release,
     RunRow,
     RunStatus,
@@ -353,6 +355,10 @@ BROKEN: list[Callable[[], Commit]] = [
     lambda: turn(1, A, 1, status=RunStatus.FAILED, release=Release(None)),
     lambda: turn(1, A, 1, status=RunStatus.OPEN),
     lambda: turn(1, A, 1, add_tasks=[task("1"), task("1")]),
+    lambda: replace(start(1), replies=(NewReply(MessageId("m"), b"1"),)),
+    lambda: replace(turn(1, A, 1), replies=(NewReply(MessageId("m"), b"1"), NewReply(MessageId("m"), b"2"))),
+    lambda: start(1, mail=["m"], status=RunStatus.FAILED),
+    lambda: start(1, mail=["m", "n", "m"]),
     lambda: start(1, priority=1 << 63),
     lambda: start(1, priority=-1 << 63),
 ]

@@ -21,7 +21,7 @@ from typing import TypeVar
 import pytest
 from msgspec.structs import replace
 
-from outlast.model.ids import Namespace, NodeId, WorkflowId
+from outlast.model.ids import MessageId, Namespace, NodeId, WorkflowId
 from outlast.store.api import (
     Answer,
     Commit,
@@ -42,8 +42,9 @@ MAILBOX_LIMIT = 4
 QUEUES = ["orders", "others"]
 WORKFLOWS = ["fulfil_order", "another"]
 ACTIVITIES = ["charge_payment", "ship_order"]
+MESSAGES = [f"m{number}" for number in range(6)]
 NAMESPACES = [NAMESPACE, Namespace("other")]
-STEPS = 250
+STEPS = 300
 
 EXPECTED = {
     *(f"commit {name}" for name in ("COMMITTED", "FENCED", "MAIL_WAITING", "ID_IN_USE")),
@@ -56,6 +57,9 @@ EXPECTED = {
     *(f"{name} {answer}" for name in ("heartbeat", "declare dead", "deliver", "find") for answer in (True, False)),
     *("claim task again some", "claim task again none", "claim lost task again"),
     *("claim task lost", "closed at once", "parked with mail"),
+    *(f"commit with replies {name}" for name in ("COMMITTED", "FENCED", "MAIL_WAITING")),
+    *(f"start with mail {name}" for name in ("COMMITTED", "ID_IN_USE")),
+    *(f"{name} {hit}" for name in ("replies", "forget replies") for hit in ("some", "none")),
 }
 
 T = TypeVar("T")
@@ -114,9 +118,9 @@ class Walk:
             *[self.send] * 4,
             *[self.claim] * 3,
             *[self.claim_tasks] * 2,
-            self.claim_tasks_again,
+            *[self.claim_tasks_again] * 2,
             *[self.deliver] * 2,
-            *(self.heartbeat, self.declare_dead, self.join, self.look, self.take),
+            *(self.heartbeat, self.declare_dead, self.join, self.look, self.take, self.replies, self.forget_replies),
         ]
         await self.random.choice(moves)()
 
@@ -137,14 +141,19 @@ class Walk:
         answers = [await self.reference.commit(batch) for batch in calls]
         for subject in self.subjects:
             assert await subject.commit(calls) == answers, f"{subject.kind}: {calls}"
-        for batch, replies in zip(calls, answers, strict=True):
-            for commit, answer in zip(batch, replies, strict=True):
+        for batch, given in zip(calls, answers, strict=True):
+            for commit, answer in zip(batch, given, strict=True):
                 self.seen[f"commit {answer.name}"] += 1
                 if commit.create and commit.status and answer.name == "COMMITTED":
                     self.seen["closed at once"] += 1
                 if commit.release and commit.release.error and answer.name == "COMMITTED":
                     left = await self.reference.mail_for([commit.run_id])
                     self.seen["parked with mail"] += bool(left)
+                if commit.replies:
+                    self.seen[f"commit with replies {answer.name}"] += 1
+                if commit.create and commit.create.mail:
+                    self.seen[f"start with mail {answer.name}"] += 1
+        await self.compare_mail()
 
     async def one_commit(self, number: int) -> Commit:
         self.serial += 1
@@ -174,9 +183,14 @@ class Walk:
             consume=consume,
             add_tasks=self.some_tasks(),
             drop_tasks=self.random.sample(["1", "2", "3"], self.random.choice([0, 0, 1])),
+            replies={
+                message_id: f"{self.serial}".encode()
+                for message_id in self.random.sample(MESSAGES, self.random.choice([0, 0, 1, 2]))
+            },
         )
 
     def a_start(self, number: int) -> Commit:
+        status = self.random.choice([None] * 6 + [RunStatus.FAILED])
         return start(
             number,
             workflow_id=f"w{self.random.randrange(RUNS)}",
@@ -191,8 +205,9 @@ class Walk:
             at_us=self.now_us,
             count=self.random.randint(1, 3),
             turn_id=self.random.choice([None, self.serial]),
-            status=self.random.choice([None] * 6 + [RunStatus.FAILED]),
+            status=status,
             add_tasks=self.some_tasks(),
+            mail=[] if status else self.random.sample(MESSAGES, self.random.choice([0, 0, 1, 2, 5])),
         )
 
     def some_tasks(self) -> list[NewTask]:
@@ -209,7 +224,7 @@ class Walk:
 
     async def send(self) -> None:
         letters = [
-            mail(self.random.randrange(RUNS), f"m{self.random.randrange(6)}", self.now_us)
+            mail(self.random.randrange(RUNS), self.random.choice(MESSAGES), self.now_us)
             for _ in range(self.random.randint(1, 5))
         ]
         for sent in await self.all(lambda store: store.send(letters)):
@@ -290,6 +305,14 @@ class Walk:
             self.seen[f"deliver {done}"] += 1
             await self.compare_mail()
 
+    async def replies(self) -> None:
+        wanted = [MessageId(each) for each in self.random.sample(MESSAGES, self.random.randint(0, 2))]
+        self.count("replies", bool(await self.all(lambda store: store.replies(wanted))))
+
+    async def forget_replies(self) -> None:
+        before_us, limit = self.now_us - self.random.randrange(50), self.random.randint(1, 3)
+        self.count("forget replies", bool(await self.all(lambda store: store.forget_replies(before_us, limit))))
+
     async def heartbeat(self) -> None:
         node = self.a_node()
         self.seen[f"heartbeat {await self.all(lambda store: store.heartbeat(node))}"] += 1
@@ -345,6 +368,7 @@ class Walk:
         await self.compare_mail()
         await self.all(lambda store: store.tasks_of(numbers))
         await self.all(lambda store: store.closed_of(numbers))
+        await self.all(lambda store: store.replies([MessageId(each) for each in MESSAGES]))
         await self.all(lambda store: store.nodes())
         for node in self.nodes[-4:]:
             await self.all_mail(lambda store, node=node: store.mail_of(node, 5))  # type: ignore[misc]

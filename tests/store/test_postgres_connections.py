@@ -13,7 +13,8 @@ import pytest
 
 import postgres
 from outlast.model.errors import Busy, CommitUnknown, InternalError, StoreUnavailable
-from outlast.model.ids import NodeId
+from outlast.model.ids import MessageId, NodeId
+from outlast.store import postgres as postgres_store
 from outlast.store import postgres_connection, postgres_session
 from outlast.store import postgres_sql as sql
 from outlast.store.api import Answer, RunStatus, Sent
@@ -508,6 +509,43 @@ async def test_a_hint_for_a_queue_whose_name_has_a_line_s_end_is_heard(stage: St
     await asyncio.wait_for(heard.wait(), 30)
 
 
+async def test_a_reply_is_told_of_without_the_pause_that_the_ends_of_runs_make(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked waits for it, also while the news that a run has closed waits for more of its kind."""
+    monkeypatch.setattr(postgres_session, "CLOSED_PAUSE_S", 3_600)
+    store, other = await stage.store(), await stage.store()
+    await other.commit([start(1, owner=A), start(2, owner=A)])
+    assert await store.replies([MessageId("m")]) == {}
+    heard = asyncio.Event()
+    store.on_change(heard.set)
+    await other.commit([turn(1, A, 2, status=RunStatus.COMPLETED)])
+    await asyncio.sleep(0)
+
+    await other.commit([turn(2, A, 2, replies={"m": b"1"})])
+
+    await asyncio.wait_for(heard.wait(), 30)
+
+
+async def test_only_who_has_asked_for_replies_a_moment_ago_is_told_of_them(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await stage.store()
+    session = store._session
+    assert session is not None
+    assert not session._concerns("r")
+
+    await store.closed_of([run_id(1)])
+    assert not session._concerns("r")
+    await store.replies([MessageId("m")])
+    assert session._concerns("r")
+    assert not (await stage.store())._session._concerns("r")  # type: ignore[union-attr]
+
+    monkeypatch.setattr(postgres_store, "ENDS_S", -1.0)  # as if it was longer ago
+    await store.replies([MessageId("m")])
+    assert not session._concerns("r")
+
+
 async def test_a_session_whose_other_end_is_gone_without_a_word_is_opened_again(
     stage: Stage, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,11 +581,12 @@ async def _write_everything(stage: Stage) -> None:
     """In one transaction. PostgreSQL prepares none that has notified: so that it succeeds is the proof."""
     node = await (await stage.store()).join("n")
     writer = await stage.transaction()
-    assert await commit_over(writer, [start(1, owner=node), start(2)]) == {}
-    assert await commit_over(writer, [turn(1, node, 2, add_tasks=[task()])]) == {}
+    assert await commit_over(writer, [start(1, owner=node), start(2, mail=["m"])]) == {}
+    assert await commit_over(writer, [turn(1, node, 2, add_tasks=[task()], replies={"m": b"1"})]) == {}
     assert await send_over(writer, mail(1, "m")) == "accepted"
     assert await claim_over(writer, claim(node)) == [run_id(2)]
-    assert await commit_over(writer, [turn(2, node, 2, status=RunStatus.COMPLETED)]) == {}
+    taken = [each["mail_id"] for each in await writer.fetch(sql.MAIL_FOR, [run_id(2)])]
+    assert await commit_over(writer, [turn(2, node, 2, status=RunStatus.COMPLETED, consume=taken)]) == {}
     name = postgres.database_of(stage.url)
     await writer.execute(f"PREPARE TRANSACTION '{name}'")
     await writer.execute(f"ROLLBACK PREPARED '{name}'")

@@ -14,7 +14,7 @@ import pytest
 
 import postgres
 from outlast.model.errors import InternalError
-from outlast.model.ids import NodeId
+from outlast.model.ids import MessageId, NodeId
 from outlast.store import postgres_sql as sql
 from outlast.store.api import Answer, IdReuse, Release, RunStatus, Sent, Store
 from store.building import claim, claimed, commit_one, mail, marks, release, row, run_id, start, turn, until
@@ -364,6 +364,37 @@ async def test_an_id_is_used_once_in_a_batch_even_if_its_runs_end_with_their_fir
     )
 
     assert answers == [Answer.COMMITTED, Answer.ID_IN_USE, Answer.ID_IN_USE]
+
+
+# --- replies ------------------------------------------------------------------------------------------------------
+
+
+async def test_batches_that_reply_to_the_same_messages_do_not_wait_for_each_other_in_a_circle(stage: Stage) -> None:
+    store = await stage.store()
+    await store.commit([start(1, owner=A), start(2, owner=A)])
+    other = await stage.transaction()
+    assert await commit_over(other, [turn(1, A, 2, replies={"a": b"1"})]) == {}
+
+    replying = await stage.waits(store.commit([turn(2, A, 2, replies={"b": b"2", "a": b"2"})]))
+    assert await commit_over(other, [turn(1, A, 3, replies={"b": b"1"})]) == {}
+    await end(other)
+
+    assert await replying == [Answer.COMMITTED]
+    assert await store.replies([MessageId("a"), MessageId("b")]) == {"a": b"2", "b": b"2"}
+
+
+async def test_a_reply_that_is_just_being_replaced_is_not_waited_for_and_not_forgotten(stage: Stage) -> None:
+    store = await stage.store()
+    await store.commit([start(1, owner=A)])
+    await store.commit([turn(1, A, 2, at_us=5, replies={"a": b"1", "b": b"1"})])
+    other = await stage.transaction()
+    assert await commit_over(other, [turn(1, A, 3, at_us=50, replies={"a": b"2"})]) == {}
+
+    assert await stage.at_once(store.forget_replies(before_us=10, limit=10)) == 1
+    await end(other)
+
+    assert await store.forget_replies(before_us=10, limit=10) == 0
+    assert await store.replies([MessageId("a"), MessageId("b")]) == {"a": b"2"}
 
 
 # --- without the rules --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 
 from outlast.model.errors import Busy, DurableCallError, NotADatabase, StoreUnavailable
-from outlast.model.ids import NodeId
+from outlast.model.ids import MessageId, NodeId
 from outlast.store import sqlite_sql as sql
 from outlast.store import sqlite_writer
 from outlast.store.api import Answer, Sent
@@ -77,6 +77,14 @@ def test_batches_of_many_callers_are_one_statement(inline: Inline) -> None:
     assert inline.writer.write([turns([turn(number, A, 2) for number in range(100)])]) == [[Answer.COMMITTED] * 100]
     assert inline.writer.write([outgoing([mail(number, "m") for number in range(100)])]) == [[Sent.ACCEPTED] * 100]
     assert inline.statements == ["INSERT", "INSERT"]
+
+    inline.statements.clear()
+    batch = [turn(number, A, 3, replies={f"m{number}": b"1"} if number == 7 else None) for number in range(50)]
+    starts = [start(number, mail=["m"] if number == 107 else []) for number in range(100, 150)]
+    assert inline.writer.write([turns(batch), turns(starts)]) == [[Answer.COMMITTED] * 50] * 2
+    assert inline.statements == ["INSERT"]
+    assert inline.reader.replies([MessageId("m7")]) == {"m7": b"1"}
+    assert [each.run_id for each in inline.reader.mail_for([run_id(107)])] == [run_id(107)]
 
 
 def test_different_operations_share_one_transaction(inline: Inline) -> None:
@@ -342,6 +350,8 @@ OTHERS = {
     "mail of": sql.MAIL_OF,
     "mail for": sql.MAIL_FOR,
     "forget": sql.FORGET_DEAD_NODES,
+    "replies": sql.REPLIES,
+    "forget replies": sql.FORGET_REPLIES,
 }
 
 
@@ -353,6 +363,6 @@ def test_no_statement_of_every_day_reads_a_whole_table(inline: Inline, name: str
 
     plan = inline.db.execute(f"EXPLAIN QUERY PLAN {statement}", positional or values).fetchall()
 
-    large = ("runs", "run", "journal", "mailbox", "tasks")
+    large = ("runs", "run", "journal", "mailbox", "tasks", "replies")
     assert plan
     assert [step for *_, step in plan if step.startswith(tuple(f"SCAN {table}" for table in large))] == []

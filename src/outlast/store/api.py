@@ -19,7 +19,11 @@ taken by the owner, or finds its run closed.
 
 *Senders never write `runs`.* `send` checks under lock that the run is open and inserts one mailbox row, stamped
 with the run's present owner. A message id that already waits for the same run is acknowledged again and not
-inserted twice.
+inserted twice. A start may bring its first messages along: they are in the mailbox when anybody can first see the run.
+
+*Replies.* What the owner answers to a message goes into `replies`, by message id, in the commit of the turn that took
+the message or of a later one: an answer that can be read was given by a turn that is on disk. Whoever asked looks for
+it there. Replies belong to no run and outlive theirs; nobody takes them out, they are forgotten by age.
 
 *Liveness.* Each node has a row with a counter that it raises; `nodes` shows them, and says `gone=True` for a node
 that the kernel (or the server) knows to have ended. Who reads it decides. `declare_dead` changes one row. A run is
@@ -128,6 +132,11 @@ class NewRun(Struct, frozen=True, gc=False):
     kind: str = "python"
     format: int = 1
     id_reuse: IdReuse = IdReuse.AFTER_CLOSE
+    mail: tuple[tuple[MessageId, bytes], ...] = ()
+    """Messages that are put into its mailbox in the same transaction, in this order: message id and body (UTF-8 text),
+    each id once. Stamped with the run's owner and the commit's `at_us`; without an owner, they make the run free to be
+    claimed, as any mail does. They are not counted against the limit of mailboxes: the start has no answer for that.
+    Not together with `status`."""
 
 
 class Fence(Struct, frozen=True, gc=False):
@@ -160,6 +169,15 @@ class NewTask(Struct, frozen=True, gc=False):
     """Everything the attempt needs, as UTF-8 text; the store does not look into it."""
 
 
+class NewReply(Struct, frozen=True, gc=False):
+    """What the owner of a run answers to a message."""
+
+    message_id: MessageId
+    """One for all runs of the database: see `model.replies.reply_id`."""
+    body: bytes
+    """UTF-8 text; replaces an earlier reply to the same message."""
+
+
 class Commit(Struct, frozen=True, gc=False):
     """Everything that one turn of one run writes, or nothing of it.
 
@@ -184,6 +202,10 @@ class Commit(Struct, frozen=True, gc=False):
     """Each replaces a task of the same activity. None of them outlives a commit that closes the run."""
     drop_tasks: tuple[ActivityId, ...] = ()
     """Dropped before the others are added."""
+    replies: tuple[NewReply, ...] = ()
+    """One for each of these messages at most; dated `at_us`. Also of a commit that closes or releases the run, and of
+    one without events. Not together with `create`. If two commits of a batch reply to one message, one of the two
+    replies is kept."""
 
 
 class Answer(Enum):
@@ -386,6 +408,21 @@ class Store(Protocol):
     # the sender's side
     async def send(self, mail: Sequence[NewMail]) -> list[Sent]:
         """Put messages into mailboxes, in one transaction; one answer per message, in order."""
+        ...
+
+    async def replies(self, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
+        """The replies to these messages; those that have none (yet, or any more) are left out.
+
+        Who calls this is told by `on_change` of replies that are written within the next second, where a store tells
+        anything: so ask again after each hint, and now and then.
+        """
+        ...
+
+    async def forget_replies(self, before_us: int, limit: int) -> int:
+        """Delete up to `limit` replies with an `at_us` below `before_us`, the oldest first. Returns how many.
+
+        Fewer than `limit` does not mean that none is left: another process may be at it.
+        """
         ...
 
     # dispatched activities

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from outlast.model.errors import InvalidArgument
+from outlast.model.ids import MessageId
 from outlast.store.api import Commit, NewMail, RunStatus, Task
 
 
@@ -33,6 +34,10 @@ def check_commit(commit: Commit) -> None:
         assert commit.count > 0, f"a run is created with its first event: {commit}"
         assert not commit.consume, f"a new run has no mail: {commit}"
         assert commit.release is None, f"a new run is created without an owner instead: {commit}"
+        assert not commit.replies, f"a new run has taken no message that it could reply to: {commit}"
+        if commit.create.mail:
+            assert commit.status is None, f"mail for a run that is closed at once: {commit}"
+            assert _differ(message_id for message_id, _ in commit.create.mail), f"one message twice: {commit}"
         # SQLite would keep it as a fraction, at which every claim fails.
         assert abs(commit.create.priority) < 1 << 63, f"no database holds this priority: {commit}"
     if commit.status is not None:
@@ -40,6 +45,13 @@ def check_commit(commit: Commit) -> None:
         assert commit.release is None, f"closed and released at once: {commit}"
     added = {task.activity_id for task in commit.add_tasks}
     assert len(added) == len(commit.add_tasks), f"two tasks for one activity: {commit}"
+    if commit.replies:
+        assert _differ(reply.message_id for reply in commit.replies), f"two replies to one message: {commit}"
+
+
+def _differ(message_ids: Iterable[MessageId]) -> bool:
+    found = list(message_ids)
+    return len(set(found)) == len(found)
 
 
 def check_text(commit: Commit) -> None:
@@ -47,6 +59,11 @@ def check_text(commit: Commit) -> None:
     as_text(commit.events, f"the events of run {commit.run_id}")
     for task in commit.add_tasks:
         as_text(task.body, f"the task of activity {task.activity_id}")
+    for reply in commit.replies:
+        as_text(reply.body, f"the reply to message {reply.message_id}")
+    if commit.create is not None:
+        for message_id, body in commit.create.mail:
+            as_text(body, f"message {message_id}")
 
 
 def check_delivery(task: Task, mail: NewMail) -> None:

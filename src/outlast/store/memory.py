@@ -18,7 +18,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from outlast.model.errors import StoreUnavailable
-from outlast.model.ids import TURN_BITS, ActivityId, Namespace, NodeId, RunId, TurnId, WorkflowId
+from outlast.model.ids import TURN_BITS, ActivityId, MessageId, Namespace, NodeId, RunId, TurnId, WorkflowId
 from outlast.store.api import (
     MAILBOX_LIMIT,
     Answer,
@@ -74,6 +74,8 @@ class Data:
     tasks: dict[tuple[RunId, ActivityId], _StoredTask] = field(
         default_factory=dict[tuple[RunId, ActivityId], _StoredTask]
     )
+    replies: dict[MessageId, tuple[int, bytes]] = field(default_factory=dict[MessageId, tuple[int, bytes]])
+    """`at_us` and body."""
     nodes: dict[NodeId, _Node] = field(default_factory=dict[NodeId, _Node])
     node_ids: int = 0
     stores: list[MemoryStore] = field(default_factory=list["MemoryStore"])
@@ -111,6 +113,7 @@ def _commit(data: Data, commit: Commit) -> Answer:
     if answer is Answer.COMMITTED:
         _write_journal(data, commit)
         _write_tasks(data, commit)
+        _write_messages(data, commit)
     return answer
 
 
@@ -200,6 +203,15 @@ def _write_tasks(data: Data, commit: Commit) -> None:
     if commit.status is not None:
         for key in [key for key in data.tasks if key[0] == commit.run_id]:
             del data.tasks[key]
+
+
+def _write_messages(data: Data, commit: Commit) -> None:
+    """Those that a start brings along, and those that the owner answers with."""
+    if commit.create is not None:
+        for message_id, body in commit.create.mail:
+            data.put(NewMail(commit.run_id, message_id, commit.at_us, body))
+    for reply in commit.replies:
+        data.replies[reply.message_id] = (commit.at_us, reply.body)
 
 
 # --- mail and claims --------------------------------------------------------------------------------------------
@@ -426,6 +438,17 @@ class MemoryStore:
             as_text(each.body, f"message {each.message_id}")
         data = self._writing()
         return [_send(data, each, self._mailbox_limit) for each in mail]
+
+    async def replies(self, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
+        found = self._reading().replies
+        return {message_id: found[message_id][1] for message_id in message_ids if message_id in found}
+
+    async def forget_replies(self, before_us: int, limit: int) -> int:
+        data = self._reading()
+        old = sorted((at_us, message_id) for message_id, (at_us, _) in data.replies.items() if at_us < before_us)
+        for _, message_id in old[:limit]:
+            del data.replies[message_id]
+        return len(old[:limit])
 
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
         data = self._reading()

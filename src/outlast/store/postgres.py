@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
+from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, WorkflowId
 from outlast.store import postgres_rows as rows
 from outlast.store import postgres_sql as sql
 from outlast.store.api import (
@@ -62,7 +62,7 @@ SOON_US = 1_000_000
 """A run that is given back and due within this time is told of; the others are found by polling."""
 
 ENDS_S = 1.0
-"""Who waits for ends asks several times in this time."""
+"""Who waits for ends, or for replies, asks several times in this time."""
 
 _Result = TypeVar("_Result")
 
@@ -253,6 +253,16 @@ class PostgresStore:
         self._tell(*(_receiver(each) for each, sent in zip(records, answers, strict=True) if sent is Sent.ACCEPTED))
         return answers
 
+    async def replies(self, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
+        if self._session is not None:
+            self._session.awaits_replies_until = time.monotonic() + ENDS_S
+        found = await self._read(sql.REPLIES, list(message_ids))
+        return {MessageId(message_id): body.encode() for message_id, body in found}
+
+    async def forget_replies(self, before_us: int, limit: int) -> int:
+        [(forgotten,)] = await self._write(sql.FORGET_REPLIES, before_us, limit)
+        return int(forgotten)
+
     # --- dispatched activities --------------------------------------------------------------------------------------
 
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
@@ -345,10 +355,15 @@ def _news(written: list[Commit]) -> set[str]:
     """What others should hear of these commits; see `postgres_session.py` for the words."""
     words = {f"t{task.queue}" for commit in written for task in commit.add_tasks}
     for commit in written:
+        if commit.replies:
+            words.add("r")
         if commit.status is not None:
             words.add("c")
-        elif commit.create is not None and commit.create.owner is None:
-            words.add(f"q{commit.create.queue}")
+        elif (create := commit.create) is not None:
+            if create.owner is None:
+                words.add(f"q{create.queue}")
+            elif create.mail:
+                words.add(f"m{create.owner}")
         elif commit.release is not None and _is_due_soon(commit.release, commit.at_us):
             words.add("q")
     return words

@@ -37,6 +37,7 @@ def turn_values(turns: Sequence[Commit]) -> Values:
         [run_id for run_id, _ in consumed] or None,
         [mail_id for _, mail_id in consumed] or None,
         _task_changes(turns),
+        *_replies(turns),
     ]
 
 
@@ -80,7 +81,32 @@ def start_values(starts: Sequence[Commit]) -> Values:
         [run.format for run in new],
         [run.id_reuse is IdReuse.NEVER for run in new],
         _task_changes(starts),
+        *_mail_of(starts),
     ]
+
+
+def _replies(turns: Sequence[Commit]) -> Values:
+    """replied_by, replied_to, replied_at, replies"""
+    if not any(commit.replies for commit in turns):
+        return [None, None, None, None]
+    replies = [(commit, reply) for commit in turns for reply in commit.replies]
+    return [
+        [commit.run_id for commit, _ in replies],
+        [reply.message_id for _, reply in replies],
+        [commit.at_us for commit, _ in replies],
+        [as_text(reply.body, f"the reply to message {reply.message_id}") for _, reply in replies],
+    ]
+
+
+def _mail_of(starts: Sequence[Commit]) -> Values:
+    """mail_to, mail_ids, mail_bodies"""
+    mail = [
+        (commit.run_id, message_id, as_text(body, f"message {message_id}"))
+        for commit in starts
+        if commit.create is not None
+        for message_id, body in commit.create.mail
+    ]
+    return [[each[column] for each in mail] for column in range(3)] if mail else [None, None, None]
 
 
 def _task_changes(commits: Iterable[Commit]) -> str | None:

@@ -3,12 +3,13 @@
 Theory of operation
 ===================
 One connection listens. Hints are words in a NOTIFY: `m7` there is mail for node 7; `qorders` a run of queue "orders" is
-free; `torders` a task; `c` runs have closed; a bare `q` or `t`: in some queue. A store calls back only for words that
-concern it: nodes that it has joined, queues for which it has claimed. Words that come up while one NOTIFY is on its way
-go together in the next, so a busy store sends few; the ends of runs, which are many and urgent for nobody else, wait a
-little longer still. A NOTIFY is a statement of its own, after the commit that it tells of: inside of it, it would make
-all commits of the server wait for one lock. If the process dies in between, the hint is lost, and polling finds what it
-would have told.
+free; `torders` a task; `c` runs have closed; `r` messages were replied to; a bare `q` or `t`: in some queue. A store
+calls back only for words that concern it: nodes that it has joined, queues for which it has claimed, ends and replies
+for which it has asked a moment ago. Words that come up while one NOTIFY is on its way go together in the next, so a
+busy store sends few; the ends of runs, which are many and urgent for nobody else, wait a little longer still, unless
+another word comes up that takes them along. A NOTIFY is a statement of its own, after the commit that it tells of:
+inside of it, it would make all commits of the server wait for one lock. If the process dies in between, the hint is
+lost, and polling finds what it would have told.
 
 The server's process behind this connection is also the sign of life of the store's nodes (`sqlite.py` has a lock on a
 byte for it): it ends with the process that has the connection, at once and however that ends. If only the connection
@@ -83,7 +84,11 @@ class Session:
         self.task_queues: set[str] = set()
         self.awaits_ends_until = 0.0
         """Until then, somebody here waits for the end of a run that lives elsewhere."""
+        self.awaits_replies_until = 0.0
+        """Until then, somebody here waits for the reply to a message."""
         self._words: set[str] = set()
+        self._urgent = asyncio.Event()
+        """Set when a word is to be told without a pause."""
         self._telling: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
@@ -168,6 +173,8 @@ class Session:
                 return name in self.task_queues if name else bool(self.task_queues)
             case "c":
                 return time.monotonic() < self.awaits_ends_until
+            case "r":
+                return time.monotonic() < self.awaits_replies_until
             case _:  # from a newer release
                 return True
 
@@ -176,6 +183,8 @@ class Session:
     def tell(self, *words: str) -> None:
         """Let the others know, soon."""
         self._words.update(words)
+        if self._words - {"c"}:
+            self._urgent.set()
         if self._words and self._telling is None:
             self._telling = asyncio.get_running_loop().create_task(self._tell())
             self._telling.add_done_callback(self._told)
@@ -189,8 +198,11 @@ class Session:
     async def _tell(self) -> None:
         while self._words:
             if self._words == {"c"}:
-                await asyncio.sleep(CLOSED_PAUSE_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSED_PAUSE_S):
+                        await self._urgent.wait()
             words, self._words = self._words, set()
+            self._urgent.clear()
             connection = self._connection
             if connection is None:
                 return

@@ -7,8 +7,8 @@ from __future__ import annotations
 # --- commits ----------------------------------------------------------------------------------------------------
 # Each returns the commits that do not hold, by their place in the arrays. A batch is one call, even if it has both.
 
-_TURN_PARAMETERS = 13
-_START_PARAMETERS = 17
+_TURN_PARAMETERS = 17
+_START_PARAMETERS = 20
 
 
 def _call(function: str, first: int, count: int) -> str:
@@ -49,6 +49,17 @@ MAIL_OF = (
 MAIL_FOR = (
     "SELECT mail_id, run_id, message_id, at_us, body FROM outlast.mailbox WHERE run_id = ANY ($1) ORDER BY mail_id"
 )
+
+REPLIES = "SELECT message_id, body FROM outlast.replies WHERE message_id = ANY ($1)"
+
+FORGET_REPLIES = """
+WITH old AS (
+    SELECT message_id FROM outlast.replies WHERE at_us < $1 ORDER BY at_us, message_id LIMIT $2 FOR UPDATE SKIP LOCKED
+), forgotten AS (
+    DELETE FROM outlast.replies USING old WHERE replies.message_id = old.message_id RETURNING 1
+)
+SELECT count(*) FROM forgotten
+"""
 
 # --- nodes ------------------------------------------------------------------------------------------------------
 

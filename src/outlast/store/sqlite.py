@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar, cast
 
 from outlast.model.errors import InvalidArgument
-from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
+from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, WorkflowId
 from outlast.store.api import (
     MAILBOX_LIMIT,
     Answer,
@@ -187,6 +187,12 @@ class SqliteStore:
 
     async def send(self, mail: Sequence[NewMail]) -> list[Sent]:
         return cast(list[Sent], await self._write(outgoing(mail)))
+
+    async def replies(self, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
+        return await self._read(lambda reader: reader.replies(message_ids))
+
+    async def forget_replies(self, before_us: int, limit: int) -> int:
+        return await self._call(lambda writer: writer.forget_replies(before_us, limit))
 
     async def claim_tasks(self, claim: TaskClaim) -> list[Task]:
         if not await self._read(lambda reader: reader.finds_tasks(claim)):

@@ -1,4 +1,4 @@
-"""What writing does on SQLite: two views with triggers, which stand for the stored procedures of other databases.
+"""What writing does on SQLite: views with triggers, which stand for the stored procedures of other databases.
 
 Theory of operation
 ===================
@@ -20,6 +20,9 @@ burns Python:
     a statement per row                 39,000                 130
 
 TEXT costs the same as BLOB, and can be read.
+
+A third view, `turns_with_messages`, has two columns more than `turns`. It is for the few batches in which something is
+replied, or started with mail: in `turns`, the columns would cost every commit 2 to 6 %, though they are NULL.
 """
 
 from __future__ import annotations
@@ -160,6 +163,31 @@ BEGIN
 END
 """
 
+MESSAGE_COLUMNS = ("mail", "replies")
+
+TURNS_WITH_MESSAGES = f"""
+CREATE TEMP VIEW turns_with_messages AS SELECT {", ".join(f"NULL AS {each}" for each in TURN_COLUMNS + MESSAGE_COLUMNS)}
+"""
+
+# A turn, and after it the mail that a start brings along, and the replies. Both are JSON: [[message id, body]].
+ADVANCE_OR_START_WITH_MESSAGES = f"""
+CREATE TEMP TRIGGER with_messages INSTEAD OF INSERT ON turns_with_messages WHEN NEW.run_id IS NOT NULL
+BEGIN
+    INSERT INTO turns VALUES ({", ".join(f"NEW.{column}" for column in TURN_COLUMNS)});
+
+    INSERT INTO mailbox (run_id, message_id, owner, at_us, body)
+    SELECT NEW.run_id, json_extract(message.value, '$[0]'), NEW.owner, NEW.at_us, json_extract(message.value, '$[1]')
+      FROM json_each(NEW.mail) AS message
+     WHERE NEW.mail IS NOT NULL
+     ORDER BY message.key;
+
+    INSERT OR REPLACE INTO replies (message_id, at_us, body)
+    SELECT json_extract(reply.value, '$[0]'), NEW.at_us, json_extract(reply.value, '$[1]')
+      FROM json_each(NEW.replies) AS reply
+     WHERE NEW.replies IS NOT NULL;
+END
+"""
+
 OUTGOING_COLUMNS = ("run_id", "message_id", "at_us", "body", "beyond_limit")
 
 OUTGOING = f"CREATE TEMP VIEW outgoing AS SELECT {', '.join(f'NULL AS {column}' for column in OUTGOING_COLUMNS)}"
@@ -198,12 +226,18 @@ END
 
 def procedures(mailbox_limit: int) -> tuple[str, ...]:
     """To be executed once on each connection that writes."""
-    return (TURNS, ADVANCE, START, OUTGOING, SEND.format(mailbox_limit=mailbox_limit), WAKE)
+    turns = (TURNS, ADVANCE, START, TURNS_WITH_MESSAGES, ADVANCE_OR_START_WITH_MESSAGES)
+    return (*turns, OUTGOING, SEND.format(mailbox_limit=mailbox_limit), WAKE)
 
 
 @cache
 def insert_turns(rows: int) -> str:
     return _insert("turns", len(TURN_COLUMNS), rows)
+
+
+@cache
+def insert_turns_with_messages(rows: int) -> str:
+    return _insert("turns_with_messages", len(TURN_COLUMNS) + len(MESSAGE_COLUMNS), rows)
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from outlast.model.ids import ActivityId, Namespace, NodeId, RunId, WorkflowId
+from outlast.model.ids import ActivityId, MessageId, Namespace, NodeId, RunId, WorkflowId
 from outlast.store import sqlite_sql as sql
 from outlast.store.api import Claim, JournalRow, Mail, NodeRow, RunFilter, RunRow, RunStatus, TaskClaim
 from outlast.store.liveness import LockFile
@@ -21,6 +21,7 @@ from outlast.store.sqlite_rows import (
     decode_journal,
     decode_mail,
     decode_nodes,
+    decode_replies,
     decode_runs,
     decode_task_ids,
 )
@@ -102,6 +103,10 @@ class SqliteReader:
 
     def mail_for(self, run_ids: Sequence[RunId]) -> list[Mail]:
         return decode_mail(self._read(sql.MAIL_FOR, (as_json(list(run_ids)),)))
+
+    def replies(self, message_ids: Sequence[MessageId]) -> dict[MessageId, bytes]:
+        found = decode_replies(self._read(sql.REPLIES, (as_json(list(message_ids)),)))
+        return {message_id: body.encode() for message_id, body in found}
 
     def nodes(self) -> list[NodeRow]:
         return [

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from outlast.model.ids import ActivityId, MessageId, NodeId, RunId, TurnId
 from outlast.store.api import Commit, JournalRow, Mail, NewMail, NewTask, RunRow, RunStatus, Task
 from outlast.store.contract import as_text
-from outlast.store.sqlite_procedures import OUTGOING_COLUMNS, TURN_COLUMNS
+from outlast.store.sqlite_procedures import MESSAGE_COLUMNS, OUTGOING_COLUMNS, TURN_COLUMNS
 
 Value: TypeAlias = int | str | None
 Row: TypeAlias = tuple[Value, ...]
@@ -20,6 +22,7 @@ Candidate: TypeAlias = tuple[RunId, int, int, NodeId | None]
 # --- in ---------------------------------------------------------------------------------------------------------
 
 NO_TURN: Row = (None,) * len(TURN_COLUMNS)
+NO_MESSAGES: Row = (None,) * len(MESSAGE_COLUMNS)
 NO_MAIL: Row = (None,) * len(OUTGOING_COLUMNS)
 
 _encode_json = msgspec.json.Encoder().encode
@@ -30,12 +33,17 @@ def as_json(value: object) -> str:
 
 
 def turn_row(commit: Commit) -> Row:
+    """With the columns for messages only if it has any."""
     events = as_text(commit.events, f"the events of run {commit.run_id}")
     status = None if commit.status is None else commit.status.value
     if (create := commit.create) is not None:
+        messages: Row = ()
+        if create.mail:
+            messages = (_messages(create.mail, "message"), None)
+            create = replace(create, mail=())
         return (
             *(commit.run_id, create.owner, 1, commit.count, commit.turn_id, commit.at_us, events),
-            *(status, create.wake_at_us, None, None, *_tasks(commit), as_json(create)),
+            *(status, create.wake_at_us, None, None, *_tasks(commit), as_json(create), *messages),
         )
     fence = commit.fence
     assert fence is not None
@@ -43,10 +51,23 @@ def turn_row(commit: Commit) -> Row:
     if (release := commit.release) is not None:
         status, wake_at_us, error = RunStatus.OPEN.value, release.wake_at_us, release.error
     consume = as_json(commit.consume) if commit.consume else None
-    return (
+    row: Row = (
         *(commit.run_id, fence.owner, fence.next_event, commit.count, commit.turn_id, commit.at_us, events),
         *(status, wake_at_us, error, consume, *_tasks(commit), None),
     )
+    if not commit.replies:
+        return row
+    replies = ((reply.message_id, reply.body) for reply in commit.replies)
+    return (*row, None, _messages(replies, "the reply to message"))
+
+
+def with_messages(rows: Sequence[Row]) -> list[Row]:
+    """All of them with the columns for messages."""
+    return [row if len(row) > len(NO_TURN) else row + NO_MESSAGES for row in rows]
+
+
+def _messages(messages: Iterable[tuple[MessageId, bytes]], what: str) -> str:
+    return as_json([(message_id, as_text(body, f"{what} {message_id}")) for message_id, body in messages])
 
 
 def _tasks(commit: Commit) -> tuple[str | None, str | None]:
@@ -85,6 +106,7 @@ decode_task_ids = msgspec.json.Decoder(list[tuple[RunId, ActivityId]]).decode
 
 _decode_journal = msgspec.json.Decoder(list[tuple[RunId, int, int, TurnId | None, int, str]]).decode
 _decode_mail = msgspec.json.Decoder(list[tuple[int, RunId, MessageId, int, str]]).decode
+decode_replies = msgspec.json.Decoder(list[tuple[MessageId, str]]).decode
 _decode_tasks = msgspec.json.Decoder(list[tuple[RunId, ActivityId, str, str, int, str, bool]], strict=False).decode
 
 

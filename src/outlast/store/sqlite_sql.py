@@ -363,3 +363,14 @@ _MAIL = "json_array(mail_id, run_id, message_id, at_us, body)"
 MAIL_OF = _gathered(_MAIL, "SELECT * FROM mailbox WHERE owner = ? ORDER BY mail_id LIMIT ?")
 
 MAIL_FOR = _gathered(_MAIL, "SELECT * FROM mailbox WHERE run_id IN (SELECT value FROM json_each(?)) ORDER BY mail_id")
+
+# --- replies ----------------------------------------------------------------------------------------------------
+
+REPLIES = _gathered(
+    "json_array(message_id, body)", "SELECT * FROM replies WHERE message_id IN (SELECT value FROM json_each(?))"
+)
+
+FORGET_REPLIES = """
+DELETE FROM replies
+ WHERE message_id IN (SELECT message_id FROM replies WHERE at_us < ? ORDER BY at_us, message_id LIMIT ?)
+"""

@@ -4,9 +4,10 @@ Theory of operation
 ===================
 `write` takes what several callers want to write at the same moment, and commits it in one transaction, so that one
 fsync serves them all. Optimistic: all turns of all callers are one INSERT into the view `turns` (see
-`sqlite_procedures.py`), which mostly is all there is to do; then the statement is its own transaction. If the trigger
-refuses a turn, the statement has done nothing; it is tried again in halves, until the refused turns stand alone.
-So a loser writes nothing and fails nobody else, and winners share one transaction whatever happens.
+`sqlite_procedures.py`; into a wider one if any of them has messages), which mostly is all there is to do; then the
+statement is its own transaction. If the trigger refuses a turn, the statement has done nothing; it is tried again in
+halves, until the refused turns stand alone. So a loser writes nothing and fails nobody else, and winners share one
+transaction whatever happens.
 
 If another process has the write lock, the thread pauses until BEGIN IMMEDIATE says that it is free, and then tries its
 statement again, as one: a transaction of several would hold the lock while it waits for the interpreter's in between.
@@ -40,8 +41,8 @@ from outlast.store.liveness import LockFile
 from outlast.store.sqlite_claims import claim_runs, claim_tasks, take_run
 from outlast.store.sqlite_errors import translated
 from outlast.store.sqlite_open import BUSY_TIMEOUT_S
-from outlast.store.sqlite_procedures import insert_outgoing, insert_turns, procedures
-from outlast.store.sqlite_rows import NO_MAIL, NO_TURN, Row, mail_row, turn_row
+from outlast.store.sqlite_procedures import insert_outgoing, insert_turns, insert_turns_with_messages, procedures
+from outlast.store.sqlite_rows import NO_MAIL, NO_MESSAGES, NO_TURN, Row, mail_row, turn_row, with_messages
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows for which statements are prepared; in between, empty rows fill up. Beyond 256 a larger one gains nothing."""
@@ -71,7 +72,7 @@ class Call(Struct, frozen=True, gc=False):
 
 Operation: TypeAlias = Turns | Outgoing | Call
 
-_Reply = TypeVar("_Reply", Answer, Sent)
+_Outcome = TypeVar("_Outcome", Answer, Sent)
 
 _Statement: TypeAlias = Callable[[int], str]
 """The text of an INSERT into a view with triggers, by number of rows."""
@@ -126,12 +127,16 @@ class SqliteWriter:
         turn_rows = [row for operation in operations if isinstance(operation, Turns) for row in operation.rows]
         mail_rows = [row for operation in operations if isinstance(operation, Outgoing) for row in operation.rows]
         calls = any(isinstance(operation, Call) for operation in operations)
-        if not calls and not mail_rows and self._wrote_alone(insert_turns, turn_rows, NO_TURN):
+        insert, no_turn = insert_turns, NO_TURN
+        if max(map(len, turn_rows), default=0) > len(NO_TURN):
+            turn_rows = with_messages(turn_rows)
+            insert, no_turn = insert_turns_with_messages, NO_TURN + NO_MESSAGES
+        if not calls and not mail_rows and self._wrote_alone(insert, turn_rows, no_turn):
             return [[Answer.COMMITTED] * len(_rows(operation)) for operation in operations]
         if not calls and not turn_rows and self._wrote_alone(insert_outgoing, mail_rows, NO_MAIL):
             return [[Sent.ACCEPTED] * len(_rows(operation)) for operation in operations]
         with self._transaction():
-            answers = iter(self._insert(insert_turns, turn_rows, NO_TURN, Answer, Answer.COMMITTED))
+            answers = iter(self._insert(insert, turn_rows, no_turn, Answer, Answer.COMMITTED))
             receipts = iter(self._insert(insert_outgoing, mail_rows, NO_MAIL, Sent, Sent.ACCEPTED))
             return [self._finish(operation, answers, receipts) for operation in operations]
 
@@ -160,31 +165,31 @@ class SqliteWriter:
         return True
 
     def _insert(
-        self, statement: _Statement, rows: list[Row], empty: Row, replies: type[_Reply], done: _Reply
-    ) -> list[_Reply]:
+        self, statement: _Statement, rows: list[Row], empty: Row, outcomes: type[_Outcome], done: _Outcome
+    ) -> list[_Outcome]:
         """In a transaction: write those of the rows that are not refused."""
-        result: list[_Reply] = []
+        result: list[_Outcome] = []
         for start in range(0, len(rows), SIZES[-1]):
-            result += self._insert_or_halve(statement, rows[start : start + SIZES[-1]], empty, replies, done)
+            result += self._insert_or_halve(statement, rows[start : start + SIZES[-1]], empty, outcomes, done)
         return result
 
     def _insert_or_halve(
-        self, statement: _Statement, rows: list[Row], empty: Row, replies: type[_Reply], done: _Reply
-    ) -> list[_Reply]:
+        self, statement: _Statement, rows: list[Row], empty: Row, outcomes: type[_Outcome], done: _Outcome
+    ) -> list[_Outcome]:
         try:
             self._db.execute(*_filled(statement, rows, empty))
         except sqlite3.Error as error:
             if not _is_refusal(error):
                 raise
             if len(rows) == 1:
-                return [replies(str(error))]
+                return [outcomes(str(error))]
         else:
             return [done] * len(rows)
         half = len(rows) // 2
         return [
-            reply
+            outcome
             for part in (rows[:half], rows[half:])
-            for reply in self._insert_or_halve(statement, part, empty, replies, done)
+            for outcome in self._insert_or_halve(statement, part, empty, outcomes, done)
         ]
 
     def _with_write_lock(self, statement: str, values: Sequence[object] = ()) -> None:
@@ -276,6 +281,9 @@ class SqliteWriter:
         run_id, message_id, at_us, body, _ = mail_row(mail)
         self._db.execute(sql.DELIVER, {"run_id": run_id, "message_id": message_id, "at_us": at_us, "body": body})
         return True
+
+    def forget_replies(self, before_us: int, limit: int) -> int:
+        return self._db.execute(sql.FORGET_REPLIES, (before_us, limit)).rowcount
 
     # --- outside of transactions --------------------------------------------------------------------------------
 

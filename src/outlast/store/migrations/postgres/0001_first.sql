@@ -5,7 +5,8 @@
 -- Everything that is written is written by one call of one of the functions below, which is its own transaction: no
 -- transaction is ever open while a client does something else, so a client that stops or dies holds no lock.
 -- In a function each statement sees what was committed before that statement began: "lock, then look" is two
--- statements. All functions take locks in one order: runs, nodes, journal, mailbox, woken, tasks; and runs by run_id.
+-- statements. All functions take locks in one order: runs, nodes, journal, mailbox, woken, tasks, replies; and runs by
+-- run_id, replies by message_id.
 --
 -- A function's number is part of its name: a release that needs another one adds it, and the old one stays for the
 -- release before.
@@ -108,6 +109,14 @@ CREATE TABLE outlast.tasks (
 CREATE INDEX tasks_free ON outlast.tasks (namespace, queue, visible_at_us) WHERE node IS NULL;
 CREATE INDEX tasks_claimed ON outlast.tasks (node) WHERE node IS NOT NULL;
 
+-- Answers to messages. Kept until they are too old to be waited for: a small table.
+CREATE TABLE outlast.replies (
+    message_id text COLLATE "C" NOT NULL PRIMARY KEY,
+    at_us      bigint NOT NULL,
+    body       text   NOT NULL                   -- JSON
+) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX replies_age ON outlast.replies (at_us);
+
 -- The processes that have the store open. An id never comes back.
 CREATE TABLE outlast.nodes (
     node_id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -163,15 +172,30 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT turn_id > written OR turn_id >> 40 <> written >> 40 OR turn_id IS NULL OR written IS NULL
 $$;
 
+-- Write the replies of those runs of a batch whose commits hold: one element per reply. Should two runs reply to one
+-- message, one reply is kept.
+CREATE FUNCTION outlast.write_replies_1(
+    won text[], replied_by text[], replied_to text[], replied_at bigint[], replies text[]
+) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO outlast.replies (message_id, at_us, body)
+    SELECT DISTINCT ON (reply.message_id) reply.message_id, reply.at_us, reply.body
+      FROM unnest(replied_by, replied_to, replied_at, replies)
+           WITH ORDINALITY AS reply (run_id, message_id, at_us, body, place)
+     WHERE reply.run_id = ANY (won)
+     ORDER BY reply.message_id, reply.place DESC
+        ON CONFLICT (message_id) DO UPDATE SET at_us = excluded.at_us, body = excluded.body
+$$;
+
 -- Advance, release or close runs. One element per commit in each array; `status` is NULL for a run that goes on,
 -- 'open' for a release, else how the run ends; statuses, wakes, errors are NULL if no run of the batch leaves.
--- `consumed`: mail ids. Returns the commits that do not hold; of those nothing is written.
+-- `consumed`: mail ids; replies as for `write_replies_1`; NULL if there are none. Returns the commits that do not hold; of those nothing is written.
 -- FOR UPDATE and not what UPDATE takes: a sender that looks at a run (FOR KEY SHARE) is in nobody's way, except of a
 -- run that leaves its owner. Skipped if a sender has it at this moment: then mail is about to be there.
 CREATE FUNCTION outlast.commit_turns_1(
     run_ids text[], owners bigint[], next_events integer[], counts integer[], turn_ids bigint[], at_us bigint[],
     events text[], statuses text[], wakes bigint[], errors text[], consumed_by text[], consumed bigint[],
-    task_changes jsonb
+    task_changes jsonb, replied_by text[], replied_to text[], replied_at bigint[], replies text[]
 ) RETURNS TABLE (place integer, answer text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -239,6 +263,9 @@ BEGIN
     IF won IS NOT NULL AND task_changes IS NOT NULL THEN
         PERFORM outlast.write_tasks_1(won, task_changes);
     END IF;
+    IF won IS NOT NULL AND replies IS NOT NULL THEN
+        PERFORM outlast.write_replies_1(won, replied_by, replied_to, replied_at, replies);
+    END IF;
 
     IF taken IS NULL OR cardinality(taken) < cardinality(run_ids) THEN
         RETURN QUERY
@@ -281,7 +308,8 @@ BEGIN
      WHERE mailbox.run_id = turn.run_id AND turn.error IS NOT NULL AND turn.place = ANY (taken);
 END $$;
 
--- Create runs with their first events. `never`: a closed run with the same workflow id is in the way too.
+-- Create runs with their first events, and with the mail that their starts bring along (`mail_*`, one element per
+-- message; NULL if there is none). `never`: a closed run with the same workflow id is in the way too.
 -- Returns those that were not created.
 -- Each begins open, also one that ends with its first turn: at the unique index of the open, whoever wants the same
 -- workflow id waits until it is known what became of it. Whether the id was used before can be seen only then, in a new
@@ -290,7 +318,8 @@ END $$;
 CREATE FUNCTION outlast.start_runs_1(
     run_ids text[], owners bigint[], counts integer[], turn_ids bigint[], at_us bigint[], events text[],
     statuses text[], wakes bigint[], namespaces text[], workflow_ids text[], workflows text[], queues text[],
-    priorities bigint[], kinds text[], formats integer[], never boolean[], task_changes jsonb
+    priorities bigint[], kinds text[], formats integer[], never boolean[], task_changes jsonb,
+    mail_to text[], mail_ids text[], mail_bodies text[]
 ) RETURNS TABLE (place integer, answer text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -348,6 +377,13 @@ BEGIN
       FROM unnest(run_ids, counts, turn_ids, at_us, events) AS new (run_id, count, turn_id, at_us, events)
      WHERE new.run_id = ANY (created);
 
+    IF created <> '{}' AND mail_to IS NOT NULL THEN
+        PERFORM outlast.put_mail_1(runs, mail.message_id, runs.started_at_us, mail.body)
+           FROM unnest(mail_to, mail_ids, mail_bodies) WITH ORDINALITY AS mail (run_id, message_id, body, place)
+           JOIN outlast.runs ON runs.run_id = mail.run_id
+          WHERE mail.run_id = ANY (created)
+          ORDER BY mail.place;
+    END IF;
     IF created <> '{}' AND task_changes IS NOT NULL THEN
         PERFORM outlast.write_tasks_1(created, task_changes);
     END IF;

@@ -93,6 +93,14 @@ CREATE TABLE tasks (
 ) WITHOUT ROWID;
 CREATE INDEX tasks_claims ON tasks (node, namespace, queue, visible_at_us);
 
+-- Answers to messages. Kept until they are too old to be waited for: a small table.
+CREATE TABLE replies (
+    message_id TEXT    NOT NULL PRIMARY KEY,
+    at_us      INTEGER NOT NULL,
+    body       TEXT    NOT NULL                  -- JSON
+) WITHOUT ROWID;
+CREATE INDEX replies_age ON replies (at_us);
+
 -- The processes that have the store open. AUTOINCREMENT, because an id must never come back.
 CREATE TABLE nodes (
     node_id   INTEGER PRIMARY KEY AUTOINCREMENT,
