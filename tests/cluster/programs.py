@@ -169,6 +169,50 @@ async def one_away(n: int) -> int:
     return await away(n)
 
 
+# --- runs that are spoken to -----------------------------------------------------------------------------------------
+
+
+@workflow
+class Ledger:
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+        self.closed = False
+
+    @workflow.run
+    async def run(self) -> list[str]:
+        await workflow.wait(lambda: self.closed)
+        await workflow.wait(workflow.all_handlers_finished)
+        return self.entries
+
+    @workflow.signal
+    def enter(self, entry: str) -> None:
+        self.entries.append(entry)
+
+    @workflow.signal
+    def close(self) -> None:
+        self.closed = True
+
+    @workflow.query
+    def count(self) -> int:
+        return len(self.entries)
+
+    @workflow.update
+    async def book(self, entry: str) -> int:
+        self.entries.append(entry)
+        return await step(len(self.entries))
+
+    @book.validator
+    def check_book(self, entry: str) -> None:
+        if not entry:
+            raise ValueError("nothing to book")
+
+    @workflow.update
+    async def book_when_open(self, gate: str) -> str:
+        """The first attempt waits for a file; whoever kills it makes the second one answer."""
+        self.entries.append("gate")
+        return await hold(gate, "book")
+
+
 # --- runs that harm their node --------------------------------------------------------------------------------------
 
 
@@ -208,6 +252,6 @@ async def harmful(how: str) -> str:
 
 
 HOSTED = (
-    order, plain_order, lingering, held, napping, short, one_away, harmful,
+    order, plain_order, Ledger, lingering, held, napping, short, one_away, harmful,
     step, threaded, flaky, away, linger, hold, nap, die, spin, swallow,
 )  # fmt: skip

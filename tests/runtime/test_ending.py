@@ -13,7 +13,8 @@ from world import HOSTED, add_one, client_with_faults, executed, long_step, memb
 
 from outlast import CommitUnknown, RunClosed, StoreUnavailable, WorkflowTerminated, workflow
 from outlast.model.ids import RunId
-from outlast.sdk.client import Client, Connecting, Handle
+from outlast.sdk.client import Client, Connecting
+from outlast.sdk.handle import Handle
 from outlast.store.api import RunStatus
 from outlast.store.memory import MemoryStore
 from outlast.store.sqlite import SqliteStore

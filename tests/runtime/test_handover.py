@@ -24,7 +24,8 @@ from world import (
 
 from outlast import Retry, StoreUnavailable, WorkflowFailed, activity, workflow
 from outlast.model.ids import RunId
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.memory import MemoryStore
 from virtual import client_on, run_virtual
 

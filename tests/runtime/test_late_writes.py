@@ -14,7 +14,8 @@ from world import HOSTED, executed, membership_of, names, nap, nothing_is_left, 
 
 from faults import Call, FaultyStore
 from outlast import CommitUnknown, workflow
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.api import RunStatus
 from outlast.store.memory import MemoryStore
 from virtual import client_on, run_virtual

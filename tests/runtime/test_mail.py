@@ -23,7 +23,8 @@ from world import (
 from outlast import CommitUnknown, RunClosed, WorkflowCancelled, WorkflowTerminated, workflow
 from outlast.model.ids import MessageId, RunId
 from outlast.model.inputs import CancelRequested, encode_message
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.api import NewMail
 from outlast.store.memory import MemoryStore
 from virtual import client_on, run_virtual

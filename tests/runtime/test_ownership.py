@@ -29,7 +29,8 @@ from outlast.model.ids import RunId
 from outlast.runtime import loading, membership
 from outlast.runtime.limits import Limits
 from outlast.runtime.loading import BUSY_S
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.api import JournalRow
 from outlast.store.memory import MemoryStore
 from virtual import VirtualClock, client_on, run_virtual

@@ -27,7 +27,8 @@ from outlast import OutlastError, WorkflowCancelled, WorkflowTerminated, workflo
 from outlast.engine.replay import replay
 from outlast.engine.run import Phase, RunState
 from outlast.model.ids import RunId
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.api import Answer, RunStatus
 from outlast.store.memory import MemoryStore
 from virtual import VirtualClock, client_on, run_virtual

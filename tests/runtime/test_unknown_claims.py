@@ -16,7 +16,8 @@ from world import HOSTED, executed, membership_of, names, note, nothing_is_left,
 from outlast import CommitUnknown, Limits, Retry, StoreUnavailable, activity, workflow
 from outlast.model.ids import DEFAULT_NAMESPACE
 from outlast.runtime.strays import LATE_S, LOOK_S
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.api import Claim, Store, Task, TaskClaim
 from outlast.store.memory import MemoryStore
 from virtual import client_on, run_virtual

@@ -12,7 +12,8 @@ from faults import FaultyStore
 from outlast import activity, workflow
 from outlast.engine.invariants import check_history
 from outlast.runtime.membership import Membership
-from outlast.sdk.client import Client, Handle
+from outlast.sdk.client import Client
+from outlast.sdk.handle import Handle
 from outlast.store.memory import MemoryStore
 from virtual import VirtualClock, client_on
 

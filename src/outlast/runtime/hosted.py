@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 
 from outlast.engine.program import Program
 from outlast.engine.run import PendingActivity, RunState
-from outlast.model.ids import ActivityId, Namespace, RunId
+from outlast.model.ids import ActivityId, MessageId, Namespace, RunId
 from outlast.model.inputs import Input, Message
 from outlast.runtime.attempts import AttemptOver
 from outlast.runtime.ports import Attempt
+from outlast.store.api import MAILBOX_LIMIT
 
 SOON_US = 5_000_000
 """A run that has something to do within this time is not worth giving back."""
+
+
+KNOWN_MAIL = MAILBOX_LIMIT
+"""Consumed messages by which a run knows them again: as many as one reading of its mailbox can hold."""
 
 
 class Stage(Enum):
@@ -30,6 +36,8 @@ class Stage(Enum):
 
 class Hosted:
     __slots__ = (
+        "asked_here",
+        "consumed",
         "ends",
         "error",
         "failures",
@@ -57,7 +65,10 @@ class Hosted:
         self.mail: list[tuple[int, Message]] = []
         """Messages from the mailbox that wait for a turn, with their mail ids."""
         self.mail_ids: set[int] = set()
-        """Mail that is here already, up to the commit that consumes it: the mailbox is read again and again."""
+        """Mail that is here already, or was: the mailbox is read again and again, and what was read before a commit may
+        get here after it. A signal would be known by its id; an update that was refused would be decided anew."""
+        self.consumed: deque[int] = deque()
+        """Those of them that a commit has consumed, the oldest first."""
         self.running: set[ActivityId] = set()
         """Activities whose attempt runs in this process, or waits in it for a slot or for its time."""
         self.remote: set[ActivityId] = set()
@@ -65,6 +76,8 @@ class Hosted:
         self.ends: dict[ActivityId, AttemptOver] = {}
         """How attempts ended, or that they are lost, until that is committed. Should the turn that takes one fail, or
         its commit, it goes into the mailbox: the activity has run, and must not run again under the same number."""
+        self.asked_here: set[MessageId] = set()
+        """Queries that came from this very process, which is told the answer: no row is written for it."""
         self.error: BaseException | None = None
         """Why its last turn failed."""
         self.failures = 0
@@ -74,6 +87,11 @@ class Hosted:
     @property
     def run_id(self) -> RunId:
         return self.state.run_id
+
+    def mail_is_consumed(self, mail_ids: tuple[int, ...]) -> None:
+        self.consumed.extend(mail_ids)
+        while len(self.consumed) > KNOWN_MAIL:
+            self.mail_ids.discard(self.consumed.popleft())
 
     def wake_at_us(self) -> int | None:
         """When the run has to do something by itself: a timer, an attempt of its own, a deadline. None: never.

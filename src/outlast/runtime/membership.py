@@ -36,11 +36,13 @@ from collections.abc import Callable
 from outlast.model.errors import Busy, CommitUnknown, StoreUnavailable
 from outlast.model.events import TerminalEvent
 from outlast.model.ids import Namespace, NodeId, RunId
+from outlast.model.replies import Reply
 from outlast.runtime import dispatch, handover
 from outlast.runtime.claims import Claims
 from outlast.runtime.clock import DatabaseClock
 from outlast.runtime.hosted import SOON_US, Hosted, Stage
 from outlast.runtime.limits import Limits
+from outlast.runtime.messages import Recall
 from outlast.runtime.node import Node
 from outlast.runtime.parking import Parked
 from outlast.runtime.ports import Clock, Entropy, Host
@@ -78,6 +80,11 @@ CLOCK_JUMP_S = 1.0
 IDLE_S = 10.0
 """A run that has waited this long is likely to wait longer: it leaves memory."""
 
+REPLIES_S = 600.0
+"""An answer that was not fetched in this time never will be. What an update came to is in the history besides."""
+
+REPLIES_AT_ONCE = 10_000
+
 MAIL_BATCH = 1_000
 """Messages read in a round: a few milliseconds."""
 
@@ -98,7 +105,8 @@ class Membership:
         limits: Limits,
         on_closed: Callable[[RunId, TerminalEvent], None],
         on_parked: Callable[[Parked], None],
-        on_left: Callable[[RunId], None],
+        on_left: Callable[[Hosted], None],
+        on_reply: Callable[[RunId, Reply], None],
     ) -> None:
         self._store = store
         self._host = host
@@ -110,6 +118,7 @@ class Membership:
         self._on_closed = on_closed
         self._on_parked = on_parked
         self._on_left = on_left
+        self._on_reply = on_reply
         self._seen: dict[NodeId, tuple[int, float]] = {}
         """Counter of each other node, and when it was last seen to move."""
         self._hint = asyncio.Event()
@@ -126,6 +135,7 @@ class Membership:
         self._clock_ahead: float | None = None
         """By how much the database's clock is ahead of the monotonic one: constant, unless it is set."""
         self._last_sweep = 0.0
+        self._last_forgot = 0.0
         self._mail_limit = MAIL_BATCH
         """Grows when most of what is read is here already: what cannot be taken now must not hide what comes after."""
         self._dead_own = False
@@ -186,6 +196,10 @@ class Membership:
             return False
         return self._others == 0 or not self._claims.is_full()  # or else some other node begins it sooner
 
+    def recall_of(self, workflow: str) -> Recall | None:
+        """How to make a program of this workflow, if it is hosted here."""
+        return self._host.program if workflow in self._host.workflow_names() else None
+
     @property
     def takes_parked(self) -> bool:
         """It has just joined, and its next claim takes runs that wait only because their turn failed."""
@@ -203,6 +217,7 @@ class Membership:
         self.node.on_closed = self._on_closed
         self.node.on_parked = self._on_parked
         self.node.on_left = self._on_left
+        self.node.on_reply = self._on_reply
         self.node.on_mail_sent = self.hint
         self.node.attempts.on_free = self._slot_is_free
         self.node.attempts.trust(begun + LEASE_S * TRUST)
@@ -258,6 +273,9 @@ class Membership:
         if now - self._last_sweep >= SWEEP_S or not self.has_room():
             self._last_sweep = now
             self._evict(now)
+        if now - self._last_forgot >= REPLIES_S / 10:
+            self._last_forgot = now
+            await self._store.forget_replies(self._clock.now_us() - int(REPLIES_S * 1e6), REPLIES_AT_ONCE)
         # Not beside the claims: what these have taken and not loaded yet would look like strays.
         await self._strays.look()
         errors = [answer for answer in answers if answer is not None]

@@ -59,7 +59,8 @@ from outlast.model.events import (
     encode_events,
 )
 from outlast.model.ids import ActivityId, NodeId, RunId, TurnId, turn_id
-from outlast.model.inputs import Input, decode_message
+from outlast.model.inputs import Input, QueryRequested, decode_message
+from outlast.model.replies import Reply, encode_reply, reply_id
 from outlast.runtime import dispatch, loading, parking
 from outlast.runtime.alarms import Alarms, Due, NextAttempt
 from outlast.runtime.attempts import AttemptOver, Attempts
@@ -69,7 +70,7 @@ from outlast.runtime.interrupts import interruptible
 from outlast.runtime.parking import Parked
 from outlast.runtime.patience import MAX_PAUSE_S, PAUSE_S, patiently
 from outlast.runtime.ports import AttemptEnd, Clock, Entropy, Host
-from outlast.store.api import Answer, Claimed, Commit, Fence, IdReuse, Mail, NewRun, NewTask, RunStatus, Store
+from outlast.store.api import Answer, Claimed, Commit, Fence, IdReuse, Mail, NewReply, NewRun, NewTask, RunStatus, Store
 
 logger = logging.getLogger("outlast")
 
@@ -86,6 +87,15 @@ STATUS_OF_OUTCOME = {
     WorkflowExecutionCancelled: RunStatus.CANCELLED,
     WorkflowExecutionTerminated: RunStatus.TERMINATED,
 }
+
+
+def _replies(hosted: Hosted, decision: Decision) -> tuple[NewReply, ...]:
+    """Rows for whoever has asked from elsewhere."""
+    return tuple(
+        NewReply(reply_id(hosted.run_id, reply.message_id), encode_reply(reply))
+        for reply in decision.replies.values()
+        if reply.message_id not in hosted.asked_here
+    )
 
 
 def _is_awaited(state: RunState, end: AttemptOver) -> bool:
@@ -107,7 +117,9 @@ class Node:
         self.on_closed: Callable[[RunId, TerminalEvent], None] = lambda run_id, outcome: None
         """Called after the commit that closed a hosted run."""
         self.on_parked: Callable[[Parked], None] = lambda parked: None
-        self.on_left: Callable[[RunId], None] = lambda run_id: None
+        self.on_reply: Callable[[RunId, Reply], None] = lambda run_id, reply: None
+        """Called with each answer to a query or update, after the commit of the turn that made it."""
+        self.on_left: Callable[[Hosted], None] = lambda hosted: None
         """Called when a run leaves this node's memory, for whatever reason."""
         self.on_late_start: Callable[[], None] = lambda: None
         """Called when a run may yet be created that this node owns and does not host."""
@@ -130,6 +142,11 @@ class Node:
         if hosted.stage is not Stage.GONE:
             hosted.inbox.append(item)
             self.wake(hosted)
+
+    def ask(self, hosted: Hosted, query: QueryRequested) -> None:
+        """A query from this process. If the run leaves memory before it has answered, nobody will: see `on_left`."""
+        hosted.asked_here.add(query.message_id)
+        self.put(hosted, query)
 
     def put_mail(self, mail: Iterable[Mail]) -> int:
         """Mail for hosted runs; what is here already is left out. Mail that this release cannot read is left where
@@ -212,6 +229,7 @@ class Node:
         hosted.inbox = hosted.inbox[taken:] if taken < len(hosted.inbox) else []
         if not decision.events and not consumed:
             self._effects(hosted, decision)
+            self._reply(hosted, decision)
             self.rest(hosted)
             return None
         return self.submit(hosted, self.commit(hosted, decision, consumed), decision)
@@ -240,6 +258,7 @@ class Node:
             consumed,
             add_tasks,
             drop_tasks,
+            _replies(hosted, decision) if decision.replies else (),
         )
 
     def next_turn_id(self) -> TurnId:
@@ -324,6 +343,7 @@ class Node:
             events=encode_events(decision.events),
             count=len(decision.events),
             consume=commit.consume + tuple(each.mail_id for each in unseen),
+            replies=_replies(hosted, decision),
         )
 
     def committed(self, hosted: Hosted, commit: Commit, decision: Decision | None) -> None:
@@ -336,13 +356,20 @@ class Node:
         if hosted.ends:
             self._forget_ends(hosted)
         if commit.consume:
-            hosted.mail_ids.difference_update(commit.consume)
+            hosted.mail_is_consumed(commit.consume)
+        if decision.replies:
+            self._reply(hosted, decision)
         if decision.outcome is None:
             self._effects(hosted, decision)
             self.rest(hosted)
         else:
             self.on_closed(hosted.run_id, decision.outcome)
             self.leave(hosted)
+
+    def _reply(self, hosted: Hosted, decision: Decision) -> None:
+        for reply in decision.replies.values():
+            hosted.asked_here.discard(reply.message_id)
+            self.on_reply(hosted.run_id, reply)
 
     def _forget_ends(self, hosted: Hosted) -> None:
         """Those that the commit has put into the history. Mostly that is all of them."""
@@ -406,7 +433,7 @@ class Node:
         hosted.running.clear()
         hosted.inbox.clear()
         hosted.mail.clear()
-        self.on_left(hosted.run_id)
+        self.on_left(hosted)
         self._unwind(hosted)
 
     def _unwind(self, hosted: Hosted) -> None:
@@ -419,10 +446,11 @@ class Node:
 
     # --- runs begin -------------------------------------------------------------------------------------------------
 
-    async def start(self, run_id: RunId, new: NewRun, started: WorkflowExecutionStarted) -> Answer:
+    async def start(self, run_id: RunId, new: NewRun, started: WorkflowExecutionStarted) -> Answer | None:
         """Create a run that this node hosts, with its first turn in the same commit.
 
-        COMMITTED: it runs. ID_IN_USE: nothing was written. Raises what its first turn raises.
+        COMMITTED: it runs. ID_IN_USE: nothing was written. None: nothing was written either, since the run would end
+        before it has had the mail that it is created with. Raises what its first turn raises.
         """
         now_us = self.clock.now_us()
         state = RunState(run_id)
@@ -434,6 +462,9 @@ class Node:
             if isinstance(error, SystemExit):
                 raise parking.exited(error) from error
             raise
+        if decision.outcome is not None and new.mail:
+            self._unwind(hosted)
+            return None
         commit = self.commit(hosted, decision, (), create=new)
         hosted.stage = Stage.COMMITTING
         self.hosted[run_id] = hosted

@@ -51,6 +51,12 @@ class _NoProgram:
     def feed(self, event: object, at_us: int, *, replaying: bool) -> NoReturn:
         raise InternalError("a run without a program was given an event")
 
+    def refuse_update(self, update: str, arguments: object) -> NoReturn:
+        raise InternalError("a run without a program was asked for an update")
+
+    def answer_query(self, query: str, arguments: object) -> NoReturn:
+        raise InternalError("a run without a program was asked something")
+
     def whereabouts(self) -> str:
         return ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +24,6 @@ from outlast.model.errors import (
     InternalError,
     OutlastError,
     OutlastInterrupt,
-    RunClosed,
     RunNotFound,
     StoreUnavailable,
 )
@@ -38,7 +38,6 @@ from outlast.model.events import (
     encode_events,
 )
 from outlast.model.ids import MessageId, Namespace, RunId, WorkflowId
-from outlast.model.inputs import CancelRequested, Message, TerminateRequested, encode_message
 from outlast.model.payloads import Arguments
 from outlast.runtime.admission import MAX_BACKLOG, Admission
 from outlast.runtime.clock import DatabaseClock
@@ -48,17 +47,18 @@ from outlast.store.api import (
     Commit,
     IdReuse,
     JournalRow,
-    NewMail,
     NewRun,
     RunFilter,
     RunRow,
     RunStatus,
-    Sent,
     Store,
 )
 
 if TYPE_CHECKING:  # whoever only reads the database need not load the runtime
+    from outlast.model.replies import Reply
+    from outlast.runtime.hosted import Hosted
     from outlast.runtime.membership import Membership
+    from outlast.runtime.messages import Messages, Recall
     from outlast.runtime.parking import Parked
 
 logger = logging.getLogger("outlast")
@@ -78,6 +78,8 @@ class StartRequest(Struct, frozen=True):
     arguments: Arguments
     priority: int = 0
     id_reuse: IdReuse = IdReuse.AFTER_CLOSE
+    mail: tuple[tuple[MessageId, bytes], ...] = ()
+    """Messages that are in the new run's mailbox from the beginning, as `encode_message` writes them."""
 
 
 class Started(Struct, frozen=True):
@@ -111,10 +113,23 @@ class Service:
         self._watched: dict[RunId, set[asyncio.Future[TerminalEvent]]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._hint = asyncio.Event()
+        self._followers: set[asyncio.Event] = set()
         self._raise_parked: set[RunId] = set()
+        self._messages: Messages | None = None
         store.on_change(self._changed)
 
+    @property
+    def messages(self) -> Messages:
+        """What may be said to runs, and asked of them."""
+        if self._messages is None:
+            from outlast.runtime.messages import Messages  # whoever only reads the database need not load the runtime
+
+            self._messages = Messages(self)
+        return self._messages
+
     async def close(self) -> None:
+        if self._messages is not None:
+            await self._messages.asking.close()
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -126,10 +141,14 @@ class Service:
 
     def _changed(self) -> None:
         self._hint.set()
+        for follower in self._followers:
+            follower.set()
+        if self._messages is not None:
+            self._messages.asking.hint()
         if self.membership is not None:
             self.membership.hint()
 
-    async def _now_us(self) -> int:
+    async def now_us(self) -> int:
         """A process without a node has no heartbeat that keeps its clock right."""
         if isinstance(self.clock, DatabaseClock):
             await self.clock.refresh()
@@ -142,7 +161,7 @@ class Service:
 
         Raises Busy if too many runs wait already (see `admission`); then nothing was written.
         """
-        now_us = await self._now_us()
+        now_us = await self.now_us()
         run_id = self.entropy.run_id(now_us)
         started = WorkflowExecutionStarted(
             request.workflow, request.workflow_id, request.queue, request.arguments, format=EVENT_FORMAT
@@ -178,7 +197,10 @@ class Service:
             return None
         try:
             new = self._new_run(request, membership)
-            return await membership.node.start(run_id, new, started)
+            answer = await membership.node.start(run_id, new, started)
+            if request.mail:
+                membership.hint()
+            return answer
         except CommitUnknown as unknown:
             return unknown
         except (OutlastInterrupt, Exception) as error:
@@ -208,6 +230,7 @@ class Service:
             request.priority,
             format=EVENT_FORMAT,
             id_reuse=request.id_reuse,
+            mail=request.mail,
         )
 
     # --- waiting for the end ------------------------------------------------------------------------------------------
@@ -223,7 +246,7 @@ class Service:
         if raise_parked:
             self._raise_parked.add(run_id)
         try:
-            if not self._is_hosted(run_id):
+            if not self.is_hosted(run_id):
                 row = await self.find_run(run_id)
                 if row.status is not RunStatus.OPEN:
                     return await self._last_event(row)
@@ -254,13 +277,37 @@ class Service:
                 if not future.done():
                     future.set_exception(parked.error)
 
-    def left(self, run_id: RunId) -> None:
-        """A run has left the local node's memory: whoever waits for its end must look into the database."""
-        if run_id in self._watched:
-            self._watch()
+    def replied(self, run_id: RunId, reply: Reply) -> None:
+        """The local node has answered a query or update."""
+        if self._messages is not None:
+            self._messages.asking.told(run_id, reply)
 
-    def _is_hosted(self, run_id: RunId) -> bool:
-        return self.membership is not None and run_id in self.membership.node.hosted
+    def left(self, hosted: Hosted) -> None:
+        """A run has left the local node's memory: whoever waits for its end must look into the database."""
+        if hosted.run_id in self._watched:
+            self._watch()
+        if self._messages is not None:
+            self._messages.asking.left(hosted.run_id, hosted.asked_here)
+
+    def hosted(self, run_id: RunId) -> Hosted | None:
+        """The run in the memory of this process' own node."""
+        return None if self.membership is None else self.membership.node.hosted.get(run_id)
+
+    def is_hosted(self, run_id: RunId) -> bool:
+        return self.hosted(run_id) is not None
+
+    async def check_not_parked(self, run_id: RunId) -> None:
+        """Raises TurnFailed if the run cannot go on with the code that it has found."""
+        row = await self.find_run(run_id)
+        if row.error is not None:
+            raise TurnFailed(
+                f"the run cannot answer: its last turn failed, and it waits to be tried again. {row.error}"
+            )
+
+    def recall_of(self, row: RunRow) -> Recall | None:
+        """How to make the run's program, if the local worker hosts its workflow."""
+        membership = self.membership
+        return None if membership is None else membership.recall_of(row.workflow)
 
     def _watch(self) -> None:
         if self._watching is None or self._watching.done():
@@ -270,7 +317,7 @@ class Service:
         """Look at watched runs that live elsewhere, as long as there are any."""
         while self._watched:
             self._hint.clear()  # first: a hint that comes while this looks is a reason to look again
-            elsewhere = [run_id for run_id in self._watched if not self._is_hosted(run_id)]
+            elsewhere = [run_id for run_id in self._watched if not self.is_hosted(run_id)]
             try:
                 for row in await self.store.closed_of(elsewhere) if elsewhere else ():
                     await self._tell_end(row)
@@ -325,15 +372,43 @@ class Service:
             state.apply(item.event, item.at_us)
         return Description(row, state)
 
-    async def history(self, run_id: RunId) -> list[HistoryEvent]:
-        rows = await self.store.history(run_id)
+    async def history(self, run_id: RunId, from_event: int = 1) -> list[HistoryEvent]:
+        """What is recorded, from this position on. Raises RunNotFound."""
+        rows = await self.store.history(run_id, from_event)
         if not rows:
-            raise RunNotFound(f"there is no run {run_id}")
-        return [
+            await self.find_run(run_id)
+        items = [
             HistoryEvent(row.first_event + index, row.at_us, event)
             for row in rows
             for index, event in enumerate(await self._events(row))
         ]
+        return items if from_event == 1 else [item for item in items if item.position >= from_event]
+
+    async def follow(self, run_id: RunId) -> AsyncGenerator[list[HistoryEvent], None]:
+        """What is recorded of the run, then what comes to it, in order, until it has ended. Raises RunNotFound."""
+        changed = asyncio.Event()
+        self._followers.add(changed)
+        position = 1
+        try:
+            while True:
+                changed.clear()
+                try:
+                    row = await self.find_run(run_id)
+                    items = await self.history(run_id, position) if row.next_event > position else []
+                except (Busy, StoreUnavailable) as error:
+                    logger.warning("the database does not answer (%s); trying again", error)
+                else:
+                    if items:
+                        position = items[-1].position + 1
+                        yield items
+                        continue
+                    if row.status is not RunStatus.OPEN:
+                        return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(WATCH_S):
+                        await changed.wait()
+        finally:
+            self._followers.discard(changed)
 
     async def _events(self, journal: JournalRow) -> list[Event]:
         """Raises DatabaseTooNew for what a newer release has written."""
@@ -351,35 +426,3 @@ class Service:
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
         return await self.store.runs(wanted)
-
-    # --- messages -----------------------------------------------------------------------------------------------------
-
-    async def cancel(self, run_id: RunId, reason: str = "") -> None:
-        """Ask the run to cancel: CancelledError is raised in its main task. When this returns, the wish is on disk."""
-        message_id = MessageId(self.entropy.token())
-        await self._send(run_id, message_id, CancelRequested(message_id, reason))
-
-    async def terminate(self, run_id: RunId, reason: str = "") -> None:
-        """End the run without asking its code. When this returns, the wish is on disk.
-
-        A run that nobody owns is ended here and now: its workflow may be hosted nowhere any more.
-        """
-        from outlast.runtime.ending import end_unhosted  # the rest of a service does without the runtime
-
-        message_id = MessageId(self.entropy.token())
-        await self._send(run_id, message_id, TerminateRequested(message_id, reason))
-        outcome = await end_unhosted(self.store, self.clock, self.entropy, run_id)
-        if outcome is not None:
-            self.closed(run_id, outcome)
-
-    async def _send(self, run_id: RunId, message_id: MessageId, message: Message) -> None:
-        mail = NewMail(run_id, message_id, await self._now_us(), encode_message(message))
-        (sent,) = await self.store.send([mail])
-        if sent is Sent.NO_SUCH_RUN:
-            raise RunNotFound(f"there is no run {run_id}")
-        if sent is Sent.CLOSED:
-            raise RunClosed(f"run {run_id} has ended already; nothing was sent")
-        if sent is Sent.FULL:
-            raise Busy(f"run {run_id} has too many messages waiting; nothing was sent, try again later")
-        if self.membership is not None:
-            self.membership.hint()
