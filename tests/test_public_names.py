@@ -12,13 +12,17 @@ from outlast.model import errors
 
 FROZEN = """
 ActivityError ActivityInfo ActivityLost ActivityTimeout AlreadyStarted ApplicationError BlockingClient BlockingHandle
-Busy Client CommitUnknown DatabaseTooNew DeterminismViolation DurableCallError Evicted Handle HistoryEvent InternalError
-InvalidArgument Limits NondeterminismError NotADatabase NotRegistered OutlastError OutlastInterrupt PayloadError Pending
-RemoteError Retry RunClosed RunNotFound StoreUnavailable UsageError Worker WorkflowCancelled WorkflowFailed WorkflowInfo
-WorkflowTerminated __version__ activity connect connect_blocking run workflow
+BlockingUpdateHandle Busy Client CommitUnknown DatabaseTooNew DeterminismViolation DurableCallError Evicted Handle
+HistoryEvent InternalError InvalidArgument Limits MessageArguments MessageCall MessageFailed NondeterminismError
+NotADatabase NotRegistered OutlastError OutlastInterrupt PayloadError Pending RemoteError Retry RunClosed RunNotFound
+StoreUnavailable UpdateHandle UsageError Worker WorkflowCancelled WorkflowFailed WorkflowInfo WorkflowTerminated
+__version__ activity connect connect_blocking run workflow
 """
 
-FROZEN_WORKFLOW = "execute info logger now random run sleep start unsafe uuid4 wait"
+FROZEN_WORKFLOW = """
+all_handlers_finished execute info logger now query random run set_query_handler set_signal_handler set_update_handler
+signal sleep start unsafe update uuid4 wait
+"""
 FROZEN_ACTIVITY = "idempotency_key info logger"
 
 

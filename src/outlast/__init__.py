@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Evicted,
         InternalError,
         InvalidArgument,
+        MessageFailed,
         NondeterminismError,
         NotADatabase,
         NotRegistered,
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
     from outlast.model.events import HistoryEvent
     from outlast.runtime.limits import Limits
     from outlast.sdk.activity_context import ActivityInfo
-    from outlast.sdk.blocking import BlockingClient, BlockingHandle, connect_blocking, run
-    from outlast.sdk.client import Client, Handle, connect
+    from outlast.sdk.blocking import BlockingClient, BlockingHandle, BlockingUpdateHandle, connect_blocking, run
+    from outlast.sdk.client import Client, connect
     from outlast.sdk.context import WorkflowInfo
     from outlast.sdk.decorators import activity, workflow
     from outlast.sdk.failures import ApplicationError
+    from outlast.sdk.handle import Handle, UpdateHandle
+    from outlast.sdk.messages import MessageArguments, MessageCall
     from outlast.sdk.options import Retry
     from outlast.sdk.pending import Pending
     from outlast.sdk.worker import Worker
@@ -64,6 +67,7 @@ __all__ = [
     "ApplicationError",
     "BlockingClient",
     "BlockingHandle",
+    "BlockingUpdateHandle",
     "Busy",
     "Client",
     "CommitUnknown",
@@ -76,6 +80,9 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "Limits",
+    "MessageArguments",
+    "MessageCall",
+    "MessageFailed",
     "NondeterminismError",
     "NotADatabase",
     "NotRegistered",
@@ -88,6 +95,7 @@ __all__ = [
     "RunClosed",
     "RunNotFound",
     "StoreUnavailable",
+    "UpdateHandle",
     "UsageError",
     "Worker",
     "WorkflowCancelled",
@@ -106,18 +114,20 @@ _MODULES = {
     "outlast.model.errors": (
         "ActivityError ActivityLost ActivityTimeout AlreadyStarted Busy CommitUnknown "
         "DatabaseTooNew DeterminismViolation DurableCallError Evicted InternalError InvalidArgument "
-        "NondeterminismError NotADatabase NotRegistered OutlastError OutlastInterrupt PayloadError "
+        "MessageFailed NondeterminismError NotADatabase NotRegistered OutlastError OutlastInterrupt PayloadError "
         "RemoteError RunClosed RunNotFound StoreUnavailable UsageError WorkflowCancelled "
         "WorkflowFailed WorkflowTerminated"
     ),
     "outlast.model.events": "HistoryEvent",
     "outlast.runtime.limits": "Limits",
     "outlast.sdk.activity_context": "ActivityInfo",
-    "outlast.sdk.blocking": "BlockingClient BlockingHandle connect_blocking run",
-    "outlast.sdk.client": "Client Handle connect",
+    "outlast.sdk.blocking": "BlockingClient BlockingHandle BlockingUpdateHandle connect_blocking run",
+    "outlast.sdk.client": "Client connect",
+    "outlast.sdk.handle": "Handle UpdateHandle",
     "outlast.sdk.context": "WorkflowInfo",
     "outlast.sdk.decorators": "activity workflow",
     "outlast.sdk.failures": "ApplicationError",
+    "outlast.sdk.messages": "MessageArguments MessageCall",
     "outlast.sdk.options": "Retry",
     "outlast.sdk.pending": "Pending",
     "outlast.sdk.worker": "Worker",

@@ -24,6 +24,7 @@ from outlast.model.errors import DurableCallError, InvalidArgument
 from outlast.sdk.activity_context import ActivityInfo, current_attempt
 from outlast.sdk.context import RunContext, WorkflowInfo, current_run
 from outlast.sdk.decorators import Durable, activity, workflow
+from outlast.sdk.messages import Handler
 from outlast.sdk.options import CallOptions, Retry
 from outlast.sdk.pending import Pending
 
@@ -52,6 +53,12 @@ class SpokenTo:
     def wait(self, until: Callable[[], object], timeout_us: int | None, label: str | None) -> Pending[bool]:
         self.asked.append(("wait", until, timeout_us, label))
         return done(True)
+
+    def set_handler(self, handler: Handler) -> None:
+        self.asked.append(("set_handler", handler))
+
+    def all_handlers_finished(self) -> bool:
+        return True
 
     def now(self) -> datetime:
         return NOON
@@ -433,7 +440,7 @@ async def test_each_run_of_a_class_has_an_instance_of_its_own() -> None:
         async def main(self, item: int) -> int:
             return item
 
-    entry: Durable[..., Any] = vars(Counted)["__outlast__"].entry()
+    entry: Durable[..., Any] = vars(Counted)["__outlast__"].entry(lambda instance: None)
     work = [entry(1), entry(item=2)]
     assert made == []  # not before the run's own task does it
     assert [await each for each in work] == [1, 2]
@@ -447,7 +454,7 @@ def test_each_run_of_a_sync_class_too() -> None:
         def main(self, item: int) -> tuple[int, "Sync"]:
             return item, self
 
-    entry: Durable[..., Any] = vars(Sync)["__outlast__"].entry()
+    entry: Durable[..., Any] = vars(Sync)["__outlast__"].entry(lambda instance: None)
     (one, first), (two, second) = entry(1), entry(item=2)
     assert (one, two) == (1, 2)
     assert first is not second

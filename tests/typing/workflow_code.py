@@ -8,11 +8,16 @@ import asyncio
 import functools
 import logging
 import random
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
-from typing import assert_type
+from typing import Any, ParamSpec, TypeVar, assert_type, overload
 from uuid import UUID
 
-from outlast import ActivityInfo, Pending, Retry, WorkflowInfo, activity, workflow
+from outlast import ActivityInfo, MessageArguments, Pending, Retry, WorkflowInfo, activity, workflow
+from outlast.sdk.messages import Query, Signal, Update
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @activity(timeout="30s", retry=Retry(max_attempts=5, non_retryable=[ValueError, "billing:Declined"]), aliases=["pay"])
@@ -178,6 +183,140 @@ class NamedApproval:
     @workflow.run
     def run(self, request: str) -> int:
         return len(request)
+
+
+@workflow
+class Talks:
+    @workflow.run
+    async def run(self, request: str) -> int:
+        self.decide("yes", final=True)
+        assert_type(self.status(), str)
+        assert_type(await self.change(1), int)
+        assert_type(self.rename("x"), int)
+        await workflow.wait(workflow.all_handlers_finished)
+        self.decide(5)  # E: the decision is a string
+        await self.change("x")  # E: the amount is a number
+        self.change(1)  # E: a forgotten await
+        return 1
+
+    @workflow.signal
+    def decide(self, decision: str, *, final: bool = False) -> None: ...
+
+    @workflow.signal(name="decide later", aliases=["later"])
+    async def decide_later(self, after: int) -> None: ...
+
+    @workflow.query
+    def status(self) -> str:
+        return ""
+
+    @workflow.query(name="how many")
+    def count(self, of: str = "all") -> int:
+        return 1
+
+    @workflow.update
+    async def change(self, amount: int) -> int:
+        return amount
+
+    @change.validator
+    def check_change(self, amount: int) -> None:
+        if amount < 0:
+            raise ValueError("negative")
+
+    @workflow.update(aliases=["name"])
+    def rename(self, name: str) -> int:
+        return 1
+
+    @rename.validator
+    def check_rename(self, name: str) -> None: ...
+
+    @rename.validator  # E: other parameters
+    def check_another(self, name: int) -> None: ...
+
+    @workflow.signal(dynamic=True)
+    def any_signal(self, name: str, args: MessageArguments) -> None:
+        assert_type(args.get(0, str), str)
+        assert_type(args.get("items", list[int]), list[int])
+        assert_type(args.decode(int, str), tuple[int, str])
+        assert_type(len(args), int)
+        assert_type(args.raw(), tuple[tuple[bytes, ...], dict[str, bytes]])
+        number: str = args.get(0, int)  # E: it is read as a number
+        print(number)
+
+    @workflow.signal(nmae="x")  # E: no such option
+    def misspelt(self) -> None: ...
+
+
+@workflow
+class TalksMore(Talks):
+    @workflow.signal
+    def decide(self, decision: str, *, final: bool = False) -> None:
+        super().decide(decision, final=final)
+
+    @workflow.update
+    async def change(self, amount: int) -> int:
+        return await super().change(amount) + 1
+
+
+class SenderOfMessages:
+    """The shape of what sends: a client's handle."""
+
+    async def signal(self, message: Signal[Any, P, Any], *args: P.args, **kwargs: P.kwargs) -> None: ...
+
+    async def query(self, message: Query[Any, P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        raise NotImplementedError
+
+    @overload
+    async def update(self, message: Update[Any, P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def update(self, message: Update[Any, P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def update(self, message: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+
+async def sends(handle: SenderOfMessages) -> None:
+    await handle.signal(Talks.decide, "yes", final=True)
+    await handle.signal(Talks.decide_later, after=1)
+    await handle.signal(TalksMore.decide, "yes")
+    assert_type(await handle.query(Talks.status), str)
+    assert_type(await handle.query(Talks.count, "x"), int)
+    assert_type(await handle.update(Talks.change, 1), int)
+    assert_type(await handle.update(Talks.rename, name="x"), int)
+    assert_type(await handle.update(TalksMore.change, amount=1), int)
+    assert_type(Talks().status(), str)
+
+    await handle.signal(Talks.decide, 5)  # E: the decision is a string
+    await handle.signal(Talks.decide)  # E: the decision is missing
+    await handle.signal(Talks.decide, "yes", True)  # E: `final` goes by keyword
+    await handle.signal(Talks.status)  # E: a query is no signal
+    await handle.query(Talks.decide, "yes")  # E: a signal is no query
+    await handle.query(Talks.count, 5)  # E: a string
+    await handle.update(Talks.change, "x")  # E: the amount is a number
+    await handle.signal(Talks.run, "x")  # E: the run method is no signal
+    await handle.signal(Talks().decide, "x")  # E: the method of an instance is no signal
+
+
+@workflow
+async def sets_handlers() -> None:
+    decisions: list[str] = []
+
+    def decide(decision: str) -> None:
+        decisions.append(decision)
+
+    def any_name(name: str, args: MessageArguments) -> None: ...
+
+    async def change(amount: int) -> int:
+        return amount
+
+    def check(amount: int) -> None: ...
+
+    def check_another(amount: str) -> None: ...
+
+    workflow.set_signal_handler("decide", decide)
+    workflow.set_signal_handler(None, any_name)
+    workflow.set_query_handler("decisions", lambda: decisions)
+    workflow.set_update_handler("change", change, validator=check)
+    workflow.set_update_handler("change", change, check_another)  # E: other parameters
+    workflow.set_signal_handler(decide)  # E: the name is missing
+    workflow.set_signal_handler("decide", "decide")  # E: a function
 
 
 assert_type(Approval().decision, str | None)

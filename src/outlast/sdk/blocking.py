@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Generic, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 from outlast.model.errors import AlreadyStarted, DurableCallError
 from outlast.model.events import HistoryEvent
@@ -20,12 +20,16 @@ from outlast.model.ids import DEFAULT_QUEUE, RunId
 from outlast.runtime.admission import MAX_BACKLOG
 from outlast.runtime.limits import Limits
 from outlast.runtime.service import Description
-from outlast.sdk.client import Client, Co, Connecting, Handle, RunClass, begin, connect
+from outlast.sdk.client import Client, Co, Connecting, RunClass, begin, connect
+from outlast.sdk.handle import Handle, UpdateHandle
+from outlast.sdk.messages import MessageCall, Query, Signal, Update
 from outlast.sdk.options import StartOptions
 from outlast.sdk.registry import companions, workflow_of
 from outlast.sdk.worker import Worker
 from outlast.store.api import IdReuse, RunRow
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
@@ -124,11 +128,12 @@ async def _announce(client: Client, handle: Handle[Any], names: tuple[str, ...])
 class BlockingHandle(Generic[T_co]):
     """A run, seen from blocking code: the verbs of `Handle`."""
 
-    def __init__(self, thread: LoopThread, handle: Handle[T_co]) -> None:
+    def __init__(self, thread: LoopThread, handle: Handle[T_co], timeout: float | None = None) -> None:
         self.id = handle.id
         self.run_id = handle.run_id
         self._thread = thread
         self._handle = handle
+        self._timeout = timeout
 
     def result(self, timeout: float | None = None) -> T_co:
         """Wait for the end and return the result. Raises WorkflowFailed; TimeoutError after `timeout` seconds."""
@@ -142,6 +147,59 @@ class BlockingHandle(Generic[T_co]):
         """As `Handle.history`."""
         return self._thread.call(self._handle.history())
 
+    def with_id(self, message_id: str) -> BlockingHandle[T_co]:
+        """As `Handle.with_id`."""
+        return BlockingHandle(self._thread, self._handle.with_id(message_id), self._timeout)
+
+    def with_timeout(self, timeout: float) -> BlockingHandle[T_co]:
+        """The same run; what is asked through this handle raises TimeoutError when no answer has come after so many
+        seconds: `handle.with_timeout(5).query(Approval.status)`.
+
+        An update may be done all the same. Given an id (`with_id`), it can be asked for again.
+        """
+        return BlockingHandle(self._thread, self._handle, timeout)
+
+    @overload
+    def signal(self, signal: Signal[Any, P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    @overload
+    def signal(self, signal: str, /, *args: object, **kwargs: object) -> None: ...
+    def signal(self, signal: Any, /, *args: Any, **kwargs: Any) -> None:
+        """As `Handle.signal`."""
+        self._thread.call(self._handle.signal(signal, *args, **kwargs))
+
+    @overload
+    def query(self, query: Query[Any, P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def query(self, query: str, /, *args: object, **kwargs: object) -> Any: ...
+    def query(self, query: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As `Handle.query`. Waits as long as it takes, unless `with_timeout` says otherwise."""
+        return self._wait(self._handle.query(query, *args, **kwargs))
+
+    @overload
+    def update(self, update: Update[Any, P, Co[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def update(self, update: Update[Any, P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def update(self, update: str, /, *args: object, **kwargs: object) -> Any: ...
+    def update(self, update: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As `Handle.update`. Waits as long as it takes, unless `with_timeout` says otherwise."""
+        return self._wait(self._handle.update(update, *args, **kwargs))
+
+    @overload
+    def start_update(
+        self, update: Update[Any, P, Co[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingUpdateHandle[R]: ...
+    @overload
+    def start_update(
+        self, update: Update[Any, P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingUpdateHandle[R]: ...
+    @overload
+    def start_update(self, update: str, /, *args: object, **kwargs: object) -> BlockingUpdateHandle[Any]: ...
+    def start_update(self, update: Any, /, *args: Any, **kwargs: Any) -> BlockingUpdateHandle[Any]:
+        """As `Handle.start_update`. Waits as long as it takes, unless `with_timeout` says otherwise."""
+        accepted: UpdateHandle[Any] = self._wait(self._handle.start_update(update, *args, **kwargs))
+        return BlockingUpdateHandle(self._thread, accepted)
+
     def cancel(self, reason: str = "") -> None:
         """As `Handle.cancel`."""
         self._thread.call(self._handle.cancel(reason))
@@ -149,6 +207,31 @@ class BlockingHandle(Generic[T_co]):
     def terminate(self, reason: str = "") -> None:
         """As `Handle.terminate`."""
         self._thread.call(self._handle.terminate(reason))
+
+    def _wait(self, answer: Coroutine[Any, Any, T]) -> T:
+        return self._thread.call(asyncio.wait_for(answer, self._timeout))
+
+    def __repr__(self) -> str:
+        return f"<BlockingHandle {self.id!r} run_id={self.run_id}>"
+
+
+class BlockingUpdateHandle(Generic[T_co]):
+    """An update that a run has accepted, seen from blocking code."""
+
+    def __init__(self, thread: LoopThread, update: UpdateHandle[T_co]) -> None:
+        self.handle: BlockingHandle[Any] = BlockingHandle(thread, update.handle)
+        """The run."""
+        self.id = update.id
+        """Under this id it can be waited for again, by any process: `handle.with_id(id).update(...)`."""
+        self._thread = thread
+        self._update = update
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """As `UpdateHandle.result`; raises TimeoutError after `timeout` seconds."""
+        return self._thread.call(asyncio.wait_for(self._update.result(), timeout))
+
+    def __repr__(self) -> str:
+        return f"<BlockingUpdateHandle {self.id} of {self.handle.id!r}>"
 
 
 class BlockingWorker(AbstractContextManager["BlockingWorker"]):
@@ -212,6 +295,72 @@ class BlockingClient(AbstractContextManager["BlockingClient"]):
     def execute(self, wf: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[misc]
         """As `Client.execute`."""
         return self._thread.call(self._client.execute(wf, *args, **options))
+
+    @overload
+    def signal_with_start(
+        self,
+        wf: Callable[[], RunClass[Unpack[Ts], Co[T]]],
+        /,
+        *args: Unpack[Ts],
+        signal: MessageCall[Any],
+        **options: Unpack[StartOptions],
+    ) -> BlockingHandle[T]: ...
+    @overload
+    def signal_with_start(
+        self,
+        wf: Callable[[Unpack[Ts]], Co[T]],
+        /,
+        *args: Unpack[Ts],
+        signal: MessageCall[Any],
+        **options: Unpack[StartOptions],
+    ) -> BlockingHandle[T]: ...
+    @overload
+    def signal_with_start(
+        self,
+        wf: Callable[[Unpack[Ts]], T],
+        /,
+        *args: Unpack[Ts],
+        signal: MessageCall[Any],
+        **options: Unpack[StartOptions],
+    ) -> BlockingHandle[T]: ...
+    def signal_with_start(self, wf: Any, /, *args: Any, signal: Any, **options: Any) -> Any:  # type: ignore[misc]
+        """As `Client.signal_with_start`."""
+        started = self._thread.call(self._client.signal_with_start(wf, *args, signal=signal, **options))
+        return BlockingHandle(self._thread, started)
+
+    @overload
+    def update_with_start(
+        self,
+        wf: Callable[[], RunClass[Unpack[Ts], Any]],
+        /,
+        *args: Unpack[Ts],
+        update: MessageCall[Co[R]],
+        **options: Unpack[StartOptions],
+    ) -> BlockingUpdateHandle[R]: ...
+    @overload
+    def update_with_start(
+        self,
+        wf: Callable[[], RunClass[Unpack[Ts], Any]],
+        /,
+        *args: Unpack[Ts],
+        update: MessageCall[R],
+        **options: Unpack[StartOptions],
+    ) -> BlockingUpdateHandle[R]: ...
+    @overload
+    def update_with_start(
+        self,
+        wf: Callable[[Unpack[Ts]], Any],
+        /,
+        *args: Unpack[Ts],
+        update: MessageCall[R],
+        **options: Unpack[StartOptions],
+    ) -> BlockingUpdateHandle[R]: ...
+    def update_with_start(self, wf: Any, /, *args: Any, update: Any, **options: Any) -> Any:  # type: ignore[misc]
+        """As `Client.update_with_start`."""
+        accepted: UpdateHandle[Any] = self._thread.call(
+            self._client.update_with_start(wf, *args, update=update, **options)
+        )
+        return BlockingUpdateHandle(self._thread, accepted)
 
     def handle(self, workflow_id: str, workflow: Any = None) -> BlockingHandle[Any]:
         """As `Client.handle`."""

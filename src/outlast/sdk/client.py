@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 
 from outlast.model.errors import (
     AlreadyStarted,
-    DurableCallError,
     InternalError,
     InvalidArgument,
-    PayloadError,
-    WorkflowCancelled,
-    WorkflowTerminated,
 )
-from outlast.model.events import (
-    HistoryEvent,
-    TerminalEvent,
-    WorkflowExecutionCancelled,
-    WorkflowExecutionCompleted,
-    WorkflowExecutionFailed,
-    WorkflowExecutionTerminated,
-)
-from outlast.model.ids import DEFAULT_NAMESPACE, DEFAULT_QUEUE, RunId, WorkflowId
-from outlast.model.payloads import Payload
+from outlast.model.ids import DEFAULT_NAMESPACE, DEFAULT_QUEUE, MessageId, RunId, WorkflowId
+from outlast.model.inputs import SignalReceived, UpdateRequested
 from outlast.runtime.admission import MAX_BACKLOG
 from outlast.runtime.clock import clock_of
 from outlast.runtime.limits import Limits
 from outlast.runtime.ports import SystemEntropy
-from outlast.runtime.service import Description, Service, StartRequest
-from outlast.sdk.context import current_run
+from outlast.runtime.service import Service, StartRequest
+from outlast.sdk.context import refuse_client_in_workflow
 from outlast.sdk.decorators import Durable
-from outlast.sdk.failures import workflow_failed
+from outlast.sdk.handle import Handle, UpdateHandle
+from outlast.sdk.handlers import encode_message
+from outlast.sdk.messages import MessageCall
 from outlast.sdk.options import StartOptions, check_start_options
 from outlast.sdk.registry import Registry, workflow_of
 from outlast.sdk.url import open_store
@@ -46,9 +35,11 @@ from outlast.store.api import IdReuse, RunFilter, RunRow, RunStatus, Store
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
+R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 Co: TypeAlias = Coroutine[Any, Any, T]
+Kind: TypeAlias = Literal["signal", "update"]
 
 
 class RunClass(Protocol[Unpack[Ts], R_co]):
@@ -63,71 +54,6 @@ class RunClassP(Protocol[P, R_co]):
 
     @property
     def run(self) -> Callable[P, R_co]: ...
-
-
-class Handle(Generic[T_co]):
-    """A run, wherever it lives. Made by `client.start` and `client.handle`; holds nothing that must be closed."""
-
-    def __init__(self, service: Service, workflow_id: str, run_id: str, target: Durable[..., Any] | None) -> None:
-        self.id = workflow_id
-        """The workflow id that the user chose."""
-        self.run_id = run_id
-        self._service = service
-        self._target = target
-
-    async def result(self) -> T_co:
-        """Wait for the end of the run and return its result.
-
-        Raises WorkflowFailed (WorkflowCancelled, WorkflowTerminated) with the user's own exception as its cause.
-        Waiting may be cancelled, and done again, as often as you like, also after the run has ended.
-        """
-        outcome = await self._service.outcome(RunId(self.run_id))
-        result: T_co = self.value(outcome)
-        return result
-
-    def value(self, outcome: TerminalEvent) -> Any:
-        """The result that the last event of the run holds; raises as `result` does."""
-        match outcome:
-            case WorkflowExecutionCompleted(result=payload):
-                return decode_any(payload) if self._target is None else self._target.plan.decode_result(payload)
-            case WorkflowExecutionFailed(failure=failure):
-                raise workflow_failed(failure, self.id)
-            case WorkflowExecutionCancelled():
-                raise WorkflowCancelled(f"workflow {self.id!r} was cancelled")
-            case WorkflowExecutionTerminated(reason=reason):
-                raise WorkflowTerminated(f"workflow {self.id!r} was terminated" + (f": {reason}" if reason else ""))
-
-    async def describe(self) -> Description:
-        """The run's row, and what its history amounts to at this moment."""
-        return await self._service.describe(RunId(self.run_id))
-
-    async def history(self) -> list[HistoryEvent]:
-        """Everything that is recorded of the run, in order."""
-        return await self._service.history(RunId(self.run_id))
-
-    async def cancel(self, reason: str = "") -> None:
-        """Ask the run to cancel: CancelledError is raised in its main task, where it waits.
-
-        When this returns, the wish is on disk; that the run has ended is told by `result()`. Raises RunClosed.
-        """
-        await self._service.cancel(RunId(self.run_id), reason)
-
-    async def terminate(self, reason: str = "") -> None:
-        """End the run without asking its code. When this returns, the wish is on disk. Raises RunClosed."""
-        await self._service.terminate(RunId(self.run_id), reason)
-
-    def __repr__(self) -> str:
-        return f"<Handle {self.id!r} run_id={self.run_id}>"
-
-
-def decode_any(payload: Payload) -> Any:
-    """A result whose type is not known here: as JSON gives it."""
-    if payload.encoding != "json":
-        raise PayloadError(
-            f"the result is recorded as {payload.encoding!r}, and only plain JSON can be read without knowing the "
-            "workflow. Get the handle with it: `client.handle(id, fulfil_order)`."
-        )
-    return json.loads(payload.to_bytes())
 
 
 class Starter(Protocol):
@@ -210,6 +136,80 @@ class Client:
         """
         return await _Starter(self, check_start_options(options)).execute(wf, *args)
 
+    @overload
+    async def signal_with_start(
+        self,
+        wf: Callable[[], RunClass[Unpack[Ts], Co[T]]],
+        /,
+        *args: Unpack[Ts],
+        signal: MessageCall[Any],
+        **options: Unpack[StartOptions],
+    ) -> Handle[T]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        wf: Callable[[Unpack[Ts]], Co[T]],
+        /,
+        *args: Unpack[Ts],
+        signal: MessageCall[Any],
+        **options: Unpack[StartOptions],
+    ) -> Handle[T]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        wf: Callable[[Unpack[Ts]], T],
+        /,
+        *args: Unpack[Ts],
+        signal: MessageCall[Any],
+        **options: Unpack[StartOptions],
+    ) -> Handle[T]: ...
+    async def signal_with_start(self, wf: Any, /, *args: Any, signal: Any, **options: Any) -> Any:  # type: ignore[misc]
+        """Send a signal to the open run with this id; if there is none, start one that gets it as its first message.
+
+        `await client.signal_with_start(Cart, "c-7", id="cart-7", signal=Cart.add.call("book"))`. When this returns, the
+        signal is in exactly one run's mailbox, on disk. Raises as `start` and `Handle.signal` do.
+        """
+        handle, _ = await _with_start(self, wf, args, check_start_options(options), signal, "signal")
+        return handle
+
+    @overload
+    async def update_with_start(
+        self,
+        wf: Callable[[], RunClass[Unpack[Ts], Any]],
+        /,
+        *args: Unpack[Ts],
+        update: MessageCall[Co[R]],
+        **options: Unpack[StartOptions],
+    ) -> UpdateHandle[R]: ...
+    @overload
+    async def update_with_start(
+        self,
+        wf: Callable[[], RunClass[Unpack[Ts], Any]],
+        /,
+        *args: Unpack[Ts],
+        update: MessageCall[R],
+        **options: Unpack[StartOptions],
+    ) -> UpdateHandle[R]: ...
+    @overload
+    async def update_with_start(
+        self,
+        wf: Callable[[Unpack[Ts]], Any],
+        /,
+        *args: Unpack[Ts],
+        update: MessageCall[R],
+        **options: Unpack[StartOptions],
+    ) -> UpdateHandle[R]: ...
+    async def update_with_start(self, wf: Any, /, *args: Any, update: Any, **options: Any) -> Any:  # type: ignore[misc]
+        """Ask the open run with this id for an update; if there is none, start one that gets it as its first message.
+
+        Returns when the run has accepted the update: `await (await client.update_with_start(...)).result()`; the run
+        itself is `.handle`. Raises as `start` and `Handle.start_update` do; a run that was started stays, also if it
+        refuses the update.
+        """
+        handle, message_id = await _with_start(self, wf, args, check_start_options(options), update, "update")
+        reply = await self.service.messages.outcome_of_update(RunId(handle.run_id), message_id, final=False)
+        return handle.accepted(update.message, message_id, reply)
+
     def options(self, **options: Unpack[StartOptions]) -> Starter:
         """Set the options of a start apart from the workflow's arguments, which may then be given by keyword too."""
         return _Starter(self, check_start_options(options))
@@ -219,6 +219,7 @@ class Client:
 
         Give the `workflow` to have its result decoded as the workflow's type; else it is what JSON gives.
         """
+        refuse_client_in_workflow()
         row = await self.service.find(WorkflowId(workflow_id))
         target = None if workflow is None else workflow_of(workflow)
         return Handle(self.service, row.workflow_id, row.run_id, target)
@@ -258,24 +259,50 @@ async def begin(
     id_reuse: IdReuse = IdReuse.AFTER_CLOSE,
 ) -> tuple[Handle[Any], bool]:
     """Start a run, or find the one that has the id. True: it is new."""
-    if current_run.get() is not None:
-        raise DurableCallError(
-            "a client was used inside a workflow. Workflow code asks for what is recorded: call an activity, and "
-            "use the client there."
-        )
+    target, request = _request(client, wf, args, kwargs, options, id_reuse)
+    started = await client.service.start(request)
+    return Handle(client.service, request.workflow_id, started.run_id, target), started.created
+
+
+def _request(
+    client: Client,
+    wf: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: StartOptions,
+    id_reuse: IdReuse,
+) -> tuple[Durable[..., Any], StartRequest]:
+    refuse_client_in_workflow()
     target = workflow_of(wf)
-    service = client.service
-    workflow_id = WorkflowId(options.get("id") or service.entropy.token())
     request = StartRequest(
         target.name,
-        workflow_id,
+        WorkflowId(options.get("id") or client.service.entropy.token()),
         options.get("queue") or target.default_options.queue or DEFAULT_QUEUE,
         target.plan.encode_arguments(args, kwargs),
         options.get("priority", 0),
         id_reuse,
     )
-    started = await service.start(request)
-    return Handle(service, workflow_id, started.run_id, target), started.created
+    return target, request
+
+
+async def _with_start(
+    client: Client, wf: object, args: tuple[Any, ...], options: StartOptions, call: object, kind: Kind
+) -> tuple[Handle[Any], MessageId]:
+    if not isinstance(call, MessageCall):
+        raise InvalidArgument(
+            f"{kind}= expects a message with its arguments, `Approval.decide.call(...)`, not {call!r}"
+        )
+    if "id" not in options:
+        raise InvalidArgument(
+            f"client.{kind}_with_start() needs an id: it is by this id that the run is found which gets the {kind}"
+        )
+    target, request = _request(client, wf, args, {}, options, IdReuse.AFTER_CLOSE)
+    name, arguments = encode_message(call.message, call.args, call.kwargs, kind, target.handlers)
+    service = client.service
+    message_id = MessageId(service.entropy.token())
+    message = (SignalReceived if kind == "signal" else UpdateRequested)(message_id, name, arguments)
+    started = await service.messages.with_start(request, message_id, message)
+    return Handle(service, request.workflow_id, started.run_id, target), message_id
 
 
 async def _in_use(client: Client, handle: Handle[Any]) -> AlreadyStarted:

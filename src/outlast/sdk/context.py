@@ -15,12 +15,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from outlast.model.errors import DurableCallError
+
 if TYPE_CHECKING:
     from datetime import datetime
     from random import Random
     from uuid import UUID
 
     from outlast.sdk.durable import Durable
+    from outlast.sdk.messages import Handler
     from outlast.sdk.options import CallOptions
     from outlast.sdk.pending import Pending
 
@@ -60,6 +63,12 @@ class RunContext(Protocol):
 
     def wait(self, until: Callable[[], object], timeout_us: int | None, label: str | None) -> Pending[bool]: ...
 
+    def set_handler(self, handler: Handler) -> None:
+        """Call it for messages from now on, instead of the one that had its kind and name."""
+        ...
+
+    def all_handlers_finished(self) -> bool: ...
+
     def now(self) -> datetime: ...
 
     def random(self) -> Random: ...
@@ -76,6 +85,15 @@ class RunContext(Protocol):
 
 
 current_run: ContextVar[RunContext | None] = ContextVar("outlast.current_run", default=None)
+
+
+def refuse_client_in_workflow() -> None:
+    """Raises DurableCallError in workflow code, whose event loop has no database."""
+    if current_run.get() is not None:
+        raise DurableCallError(
+            "a client was used inside a workflow. Workflow code asks for what is recorded: call an activity, and "
+            "use the client there."
+        )
 
 
 class RunLogger(logging.LoggerAdapter[logging.Logger]):

@@ -15,7 +15,7 @@ from typing import Any
 
 from outlast.model.errors import InvalidArgument, PayloadError
 from outlast.model.payloads import NO_ARGUMENTS, Arguments, Payload
-from outlast.sdk.hints import MISSING, Hints, Names, read_hints
+from outlast.sdk.hints import MISSING, Names, read_hints
 from outlast.sdk.plans import MAX_PAYLOAD_BYTES, Codec, Plan, make_plan
 
 __all__ = ["MAX_PAYLOAD_BYTES", "CallPlan", "Codec", "Converter", "Plan", "UntypedResultWarning"]
@@ -73,19 +73,25 @@ class CallPlan:
         name: str,
         skip_self: bool = False,
         localns: Names | None = None,
+        takes: bool = True,
+        returns: bool = True,
+        warns: bool = True,
     ) -> CallPlan:
-        """Raises PayloadError naming the parameter whose type cannot be recorded, and how to fix it.
+        """`takes`, `returns`: whether its arguments are recorded, and its result. If not, they may be anything.
 
-        Warns UntypedResultWarning, at the function, if it has no result annotation.
+        Raises PayloadError naming the parameter whose type cannot be recorded, and how to fix it.
+        Unless told not to, warns UntypedResultWarning, at the function, if it has no result annotation.
         """
-        hints = read_hints(fn, name=name, skip_self=skip_self, localns=localns)
+        hints = read_hints(fn, name=name, skip_self=skip_self, localns=localns, takes=takes, returns=returns)
         parameters = {
             each: converter.plan(hint, f"parameter {each!r} of {name}", root=each, localns=localns)
             for each, hint in hints.parameters.items()
         }
-        result = converter.plan(hints.result, f"result of {name}", root="result", localns=localns)
-        _warn_if_untyped(fn, name, hints)
-        return cls(name, hints.signature, parameters, result)
+        result = hints.result if returns else type(None)
+        if result is MISSING and warns:
+            _warn_untyped(fn, name)
+        result_plan = converter.plan(result, f"result of {name}", root="result", localns=localns)
+        return cls(name, hints.signature, parameters, result_plan)
 
     # --- the caller's side ----------------------------------------------------------------------------------------
 
@@ -146,9 +152,8 @@ class CallPlan:
             self._signature.bind(*arguments.args, **arguments.kwargs)
         except TypeError as error:
             raise PayloadError(
-                f"{self._name}{self._signature} cannot take the arguments that were recorded when it was called: "
-                f"{error}. Its parameters have changed since. Give new parameters a default, and keep old ones while "
-                "runs use them."
+                f"{self._name}{self._signature} cannot take the arguments that were sent or recorded: {error}. If its "
+                "parameters have changed since, give new ones a default, and keep old ones while runs use them."
             ) from None
 
     def decode_result(self, payload: Payload) -> Any:
@@ -186,11 +191,10 @@ def _is_required(parameter: Parameter) -> bool:
     return parameter.default is MISSING and not many
 
 
-def _warn_if_untyped(fn: Callable[..., Any], name: str, hints: Hints) -> None:
-    if hints.result is not MISSING:
-        return
+def _warn_untyped(fn: Callable[..., Any], name: str) -> None:
     inner = unwrap(fn)
     code = getattr(inner, "__code__", None)
+    space: dict[str, Any] = getattr(inner, "__globals__", {})
     # At the function's own line, since whoever happens to need the plan first is not at fault.
     warnings.warn_explicit(
         f"{name} has no result annotation: its result must be plain JSON, and comes back as plain JSON. "
@@ -199,4 +203,5 @@ def _warn_if_untyped(fn: Callable[..., Any], name: str, hints: Hints) -> None:
         code.co_filename if code else "<unknown>",
         code.co_firstlineno if code else 1,
         module=inner.__module__,
+        registry=space.setdefault("__warningregistry__", {}),  # as `warnings.warn` does: once, not for every run
     )

@@ -29,12 +29,16 @@ from outlast.sdk.activity_context import ActivityInfo, AttemptLogger, attempt_in
 from outlast.sdk.context import RunContext, RunLogger, WorkflowInfo, current_run
 from outlast.sdk.definition import RUN_MARK, check_class, check_function, mark_run
 from outlast.sdk.durable import ENTRY, Durable
+from outlast.sdk.message_checks import MessageKind
+from outlast.sdk.messages import Query, Signal, Update, function_handler, make_message
 from outlast.sdk.options import (
     ActivityDefinition,
     ActivityOptions,
     Definition,
+    MessageDefinition,
     WorkflowDefinition,
     activity_definition,
+    message_definition,
     workflow_definition,
 )
 from outlast.sdk.pending import Pending
@@ -107,6 +111,18 @@ class WorkflowDecorator(Protocol):
     def __call__(self, fn: Callable[P, R], /) -> Durable[P, R]: ...
 
 
+class SignalDecorator(Protocol):
+    def __call__(self, fn: Callable[Concatenate[S, P], R], /) -> Signal[S, P, R]: ...
+
+
+class QueryDecorator(Protocol):
+    def __call__(self, fn: Callable[Concatenate[S, P], R], /) -> Query[S, P, R]: ...
+
+
+class UpdateDecorator(Protocol):
+    def __call__(self, fn: Callable[Concatenate[S, P], R], /) -> Update[S, P, R]: ...
+
+
 class WorkflowApi:
     """`@workflow` makes a function, or a class with a method `@workflow.run`, a workflow: it runs to its end across
     crashes and restarts. Its methods are what workflow code may ask of its run.
@@ -136,6 +152,67 @@ class WorkflowApi:
         """Mark the main method of a workflow class."""
         mark_run(fn)
         return fn
+
+    # --- what a run can be told and asked -----------------------------------------------------------------------------
+
+    @overload
+    def signal(self, fn: Callable[Concatenate[S, P], R], /) -> Signal[S, P, R]: ...
+    @overload
+    def signal(self, /, **options: Unpack[MessageDefinition]) -> SignalDecorator: ...
+    def signal(self, *fn: Any, **options: Any) -> Any:
+        """Make a method of a workflow class the handler of a signal: `@workflow.signal`, or with options.
+
+        Called once for each signal that is sent, in the order of their arrival, also before the run method has been
+        called. With `dynamic=True` it is `(self, name: str, args: MessageArguments)`, and called for all names that
+        no other handler has. Raises InvalidArgument if the method cannot be one, or naming the option.
+        """
+        return _message_decorator("signal", fn, options)
+
+    @overload
+    def query(self, fn: Callable[Concatenate[S, P], R], /) -> Query[S, P, R]: ...
+    @overload
+    def query(self, /, **options: Unpack[MessageDefinition]) -> QueryDecorator: ...
+    def query(self, *fn: Any, **options: Any) -> Any:
+        """Make a `def` method of a workflow class answer a query. It may only look. Options and errors: `signal`."""
+        return _message_decorator("query", fn, options)
+
+    @overload
+    def update(self, fn: Callable[Concatenate[S, P], R], /) -> Update[S, P, R]: ...
+    @overload
+    def update(self, /, **options: Unpack[MessageDefinition]) -> UpdateDecorator: ...
+    def update(self, *fn: Any, **options: Any) -> Any:
+        """Make a method of a workflow class the handler of an update, whose result goes to whoever asked for it.
+
+        `@change.validator` marks the method that may refuse the update `change`. Options and errors: `signal`.
+        """
+        return _message_decorator("update", fn, options)
+
+    def set_signal_handler(self, name: str | None, fn: Callable[..., object]) -> None:
+        """Handle a signal of this run from now on; for workflows that are functions.
+
+        With None for the name, `fn(name, args: MessageArguments)` is called for all names that no other handler has.
+        Raises InvalidArgument if the function cannot be a handler, PayloadError for a type that cannot be recorded.
+        """
+        _run("workflow.set_signal_handler()").set_handler(function_handler("signal", name, fn))
+
+    def set_query_handler(self, name: str | None, fn: Callable[..., object]) -> None:
+        """Answer a query to this run from now on; see `set_signal_handler`."""
+        _run("workflow.set_query_handler()").set_handler(function_handler("query", name, fn))
+
+    def set_update_handler(
+        self, name: str | None, fn: Callable[P, object], validator: Callable[P, None] | None = None
+    ) -> None:
+        """Handle an update of this run from now on; see `set_signal_handler`.
+
+        The validator is called with the same arguments before the update is accepted, and raises to refuse it.
+        """
+        _run("workflow.set_update_handler()").set_handler(function_handler("update", name, fn, validator))
+
+    def all_handlers_finished(self) -> bool:
+        """Whether no handler of a signal or an update is at work: `await workflow.wait(workflow.all_handlers_finished)`
+        before the end of a run, which would cut them off.
+        """
+        return _run("workflow.all_handlers_finished()").all_handlers_finished()
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
@@ -242,6 +319,15 @@ def _make_class(cls: type, definition: Definition) -> type:
     setattr(cls, ENTRY, durable)
     declare(durable)
     return cls
+
+
+def _message_decorator(kind: MessageKind, fn: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    definition = message_definition(options, f"@workflow.{kind}")
+
+    def decorate(function: Any, /) -> Any:
+        return make_message(function, kind, definition)
+
+    return decorate(*fn) if fn else decorate
 
 
 _attempt_logger = AttemptLogger()

@@ -35,26 +35,38 @@ def check_function(fn: object, decorator: str, *, named: bool) -> FunctionType:
     """
     if not isinstance(fn, FunctionType):
         raise InvalidArgument(_why_no_function(fn, decorator))
-    shown = f"{decorator} cannot take {fn.__qualname__} ({where_of(code_of(fn))})"
+    shown = _cannot_take(fn, decorator)
     if fn.__name__ == "<lambda>":
         raise InvalidArgument(
             f"{shown}: a lambda has no name that a history could hold, and no types for its arguments. Write a `def`."
         )
+    check_shape(fn, shown, f"put {decorator} next to the function")
+    if not named:
+        check_name(fn.__qualname__, shown, decorator)
+    return fn
+
+
+def _cannot_take(fn: FunctionType, decorator: str) -> str:
+    return f"{decorator} cannot take {fn.__qualname__} ({where_of(code_of(fn))})"
+
+
+def check_shape(fn: FunctionType, shown: str, otherwise: str) -> None:
+    """Raises InvalidArgument unless one call of it has one result, and it can be seen whether that is awaited.
+
+    `otherwise`: what to do if a wrapper hides that.
+    """
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise InvalidArgument(
             f"{shown}: it is a generator (it has a `yield`). One call has one result that is recorded: return a list, "
             "or make each step an activity of its own."
         )
-    if not named:
-        check_name(fn.__qualname__, shown, decorator)
     innermost = inspect.unwrap(fn)
     if not inspect.iscoroutinefunction(fn) and inspect.iscoroutinefunction(innermost):
         raise InvalidArgument(
             f"{shown}: a plain function is wrapped around an `async def`, so nobody can tell that its result is to be "
-            f"awaited. Make the wrapper an `async def`, or put {decorator} next to the function."
+            f"awaited. Make the wrapper an `async def`, or {otherwise}."
         )
     _check_type_variables(fn, shown)
-    return fn
 
 
 def check_name(qualname: str, shown: str, decorator: str) -> None:
@@ -86,7 +98,7 @@ def _why_no_function(fn: object, decorator: str) -> str:
                 "the worker."
             )
         case _ if hasattr(fn, "__outlast_kind__"):
-            return f"{decorator} cannot take {fn!r}: it is decorated already. Use one of the two decorators, once."
+            return f"{decorator} cannot take {fn!r}: it is decorated already. Use one of the decorators, once."
         case _ if inspect.ismethod(fn):
             return f"{decorator} cannot take the bound method {fn!r}. Decorate it in the class, where it is defined."
         case _:
@@ -150,11 +162,17 @@ def run_method(cls: type) -> FunctionType:
 
 
 def _run_methods(cls: type) -> list[FunctionType]:
-    effective: dict[str, object] = {}
+    found = effective(cls).values()
+    return [value for value in found if isinstance(value, FunctionType) and hasattr(value, RUN_MARK)]
+
+
+def effective(cls: type) -> dict[str, object]:
+    """The attributes of instances of `cls`, unbound, by name: what a class overrides counts no more."""
+    found: dict[str, object] = {}
     for base in cls.__mro__:
         for name, value in vars(base).items():
-            effective.setdefault(name, value)
-    return [value for value in effective.values() if isinstance(value, FunctionType) and hasattr(value, RUN_MARK)]
+            found.setdefault(name, value)
+    return found
 
 
 def check_class(cls: type, *, named: bool) -> FunctionType:

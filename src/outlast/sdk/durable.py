@@ -21,7 +21,8 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeAlia
 from outlast.model.errors import DurableCallError, InvalidArgument
 from outlast.sdk.context import RunContext, current_run
 from outlast.sdk.converter import CallPlan, Converter
-from outlast.sdk.definition import code_of, where_of
+from outlast.sdk.decorated import Decorated
+from outlast.sdk.handlers import Handlers, messages_of
 from outlast.sdk.options import ActivityOptions, Definition
 from outlast.sdk.scope import Scope
 
@@ -36,7 +37,7 @@ ENTRY = "__outlast__"
 """Attribute of a workflow class: the Durable that describes it."""
 
 
-class Durable(Generic[P, R]):
+class Durable(Decorated, Generic[P, R]):
     """An activity or a function workflow, callable as the function that it was made of.
 
     Made by `@activity` and `@workflow`. For a workflow class, the entry that describes the class.
@@ -45,28 +46,19 @@ class Durable(Generic[P, R]):
     def __init__(
         self, fn: Callable[P, R], kind: Kind, definition: Definition, scope: Scope, cls: type | None = None
     ) -> None:
-        functools.update_wrapper(self, fn, updated=())
-        # What others have written on the function is to be found here too, as long as it hides nothing of ours.
-        self.__dict__.update({name: value for name, value in vars(fn).items() if not hasattr(type(self), name)})
-        code = code_of(fn)
-        self.fn: Callable[..., Any] = fn
-        """The plain function; for what is bound to an instance, the bound method."""
+        name = definition.name or (fn if cls is None else cls).__qualname__
+        super().__init__(fn, scope, name=name, aliases=definition.aliases)
         self.kind: Kind = kind
         self.cls = cls
         """The workflow class, or None."""
-        self.name: str = definition.name or (fn if cls is None else cls).__qualname__
-        """The name in the history."""
-        self.aliases = definition.aliases
-        self.is_async = inspect.iscoroutinefunction(fn)
+        self.handlers: Handlers | None = None if cls is None else messages_of(cls)
+        """What a workflow class can be told and asked. None: not known before it runs."""
         self.default_options = definition.options
-        self.where = where_of(code)
-        """File and line of the definition."""
         self.origin: Durable[..., Any] = self
         """What the decorator made; others are derived from it: bound to an instance, or with other options."""
         self.owner: type | None = None
         """The class whose method it is, if it is an activity that is defined in one."""
         self.bound_to: object = None
-        self._scope = scope
         self._plain_call = kind == "activity"
         if self.is_async:
             _mark_async(self, fn)
@@ -116,11 +108,13 @@ class Durable(Generic[P, R]):
         changed.default_options = self.default_options.merged(given, where=f"{self.name}.options()")
         return changed
 
-    def entry(self) -> Callable[..., Any]:
-        """What a run of this workflow calls with its arguments. A class is instantiated in that call, not before."""
+    def entry(self, made: Callable[[object], None]) -> Callable[..., Any]:
+        """What a run of this workflow calls with its arguments. A class is instantiated in that call, not before, and
+        `made` is told the instance.
+        """
         if self.cls is None:
             return self.fn
-        return functools.partial(_run_async if self.is_async else _run_sync, self.cls, self.fn)
+        return functools.partial(_run_async if self.is_async else _run_sync, self.cls, self.fn, made)
 
     # --- methods ------------------------------------------------------------------------------------------------------
 
@@ -166,26 +160,12 @@ class Durable(Generic[P, R]):
 
     @cached_property
     def plan(self) -> CallPlan:
-        """How its arguments and its result are written and read. Made at first use, when all names can be resolved.
-
-        Raises what `CallPlan.of` raises: the parameter whose type cannot be read back, and why.
-        """
-        if self.origin is not self:
-            return self.origin.plan
-        plan = self.plan_with(DEFAULT_CONVERTER)
-        self._scope.settle()
-        return plan
+        return super().plan if self.origin is self else self.origin.plan
 
     def plan_with(self, converter: Converter) -> CallPlan:
-        """The same by another converter. Not kept."""
         origin = self.origin
         is_method = origin.owner is not None or origin.cls is not None
         return CallPlan.of(origin.fn, converter, name=self.name, skip_self=is_method, localns=origin.localns)
-
-    @property
-    def localns(self) -> Mapping[str, Any]:
-        """Names that were visible at the definition, besides those of the module."""
-        return self._scope.names()
 
     # --- identity -----------------------------------------------------------------------------------------------------
 
@@ -210,9 +190,6 @@ class Durable(Generic[P, R]):
         return f"<{self.kind} {self.name} ({self.where})>"
 
 
-DEFAULT_CONVERTER = Converter()
-
-
 def no_child_workflows(target: Durable[..., Any]) -> DurableCallError:
     as_a_part = "the method on an instance" if target.cls is not None else f"`{target.fn.__name__}.fn(...)`"
     return DurableCallError(
@@ -228,12 +205,20 @@ def _derived(origin: Durable[..., Any], bound_to: object, options: Any) -> Durab
     return made
 
 
-async def _run_async(cls: type, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    return await method(cls(), *args, **kwargs)
+async def _run_async(
+    cls: type, method: Callable[..., Any], made: Callable[[object], None], /, *args: Any, **kwargs: Any
+) -> Any:
+    instance = cls()
+    made(instance)
+    return await method(instance, *args, **kwargs)
 
 
-def _run_sync(cls: type, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    return method(cls(), *args, **kwargs)
+def _run_sync(
+    cls: type, method: Callable[..., Any], made: Callable[[object], None], /, *args: Any, **kwargs: Any
+) -> Any:
+    instance = cls()
+    made(instance)
+    return method(instance, *args, **kwargs)
 
 
 def _mark_async(durable: Durable[..., Any], fn: Callable[..., Any]) -> None:

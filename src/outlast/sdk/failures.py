@@ -31,6 +31,7 @@ from outlast.model.errors import (
     ActivityError,
     ActivityLost,
     ActivityTimeout,
+    MessageFailed,
     PayloadError,
     RemoteError,
     WorkflowFailed,
@@ -54,6 +55,7 @@ _MAX_NAMED: Final = 10
 _GROUP: Final = "__exceptions__"
 """Attribute of the record of an exception group: the failures of its members."""
 _NOTES: Final = "__notes__"
+_WITH_FAILURE: Final = (ActivityError, MessageFailed, WorkflowFailed)
 _REMOTE: Final = "__outlast_remote__"
 """Attribute of a rebuilt exception: the failure it was built from."""
 _NOT_RECORDED: Final = frozenset((_NOTES, _REMOTE, _GROUP, "failure"))
@@ -150,7 +152,7 @@ class _Taker:
             cause = error.__context__
         if cause is not None:
             return None if id(cause) in self._seen or len(self._seen) >= MAX_FAILURES else self.take(cause)
-        return getattr(error, "failure", None) if isinstance(error, (ActivityError, WorkflowFailed)) else None
+        return getattr(error, "failure", None) if isinstance(error, _WITH_FAILURE) else None
 
     def _members(self, group: BaseExceptionGroup[BaseException]) -> list[Failure]:
         members: list[Failure] = []
@@ -329,6 +331,12 @@ def exception_from(failure: Failure) -> Exception:
     return _build(failure, lambda failure, message: ActivityError(message, failure), MAX_FAILURES)
 
 
+def message_failed(failure: Failure) -> Exception:
+    """What a client gets for a query or update that failed: as for an activity, but a MessageFailed where the class
+    of the exception cannot be had."""
+    return _build(failure, lambda failure, message: MessageFailed(message, failure), MAX_FAILURES)
+
+
 def workflow_failed(failure: Failure, workflow_id: str) -> WorkflowFailed:
     """What waiting for the run raises; its cause is what the workflow raised, rebuilt where that can be done."""
     error = WorkflowFailed(f"workflow {workflow_id!r} failed: {_headline(failure)}", failure)
@@ -392,7 +400,7 @@ def _rebuild(failure: Failure, stand_in: _StandIn, depth: int) -> Exception | No
         else:
             error = _bare(cls, _args(failure))
         vars(error).update({name: msgspec.json.decode(text) for name, text in attributes.items()})
-        if isinstance(error, (ActivityError, WorkflowFailed)):
+        if isinstance(error, _WITH_FAILURE):
             error.failure = failure.cause
         if failure.args is None and _message(error) != failure.message:
             _add_note(error, failure.message)

@@ -47,11 +47,22 @@ class Hints:
     result: Any
 
 
-def read_hints(fn: Callable[..., Any], *, name: str, skip_self: bool, localns: Names | None) -> Hints:
-    """Raises PayloadError naming the parameter whose hint cannot be resolved."""
-    written = _annotations(fn)
+def read_hints(
+    fn: Callable[..., Any],
+    *,
+    name: str,
+    skip_self: bool,
+    localns: Names | None,
+    takes: bool = True,
+    returns: bool = True,
+) -> Hints:
+    """Raises PayloadError naming the parameter whose hint cannot be resolved.
+
+    `takes`, `returns`: whether the hints of parameters, and that of the result, are wanted. What is not is MISSING.
+    """
+    written = {key: hint for key, hint in _annotations(fn).items() if (returns if key == "return" else takes)}
     scope = _Scope.of(fn, localns)
-    signature = _signature(fn, skip_self)
+    signature = signature_of(fn, skip_self=skip_self)
     parameters = {
         each: scope.resolve(written[each], f"parameter {each!r} of {name}") if each in written else MISSING
         for each in signature.parameters
@@ -60,7 +71,8 @@ def read_hints(fn: Callable[..., Any], *, name: str, skip_self: bool, localns: N
     return Hints(signature, parameters, result)
 
 
-def _signature(fn: Callable[..., Any], skip_self: bool) -> inspect.Signature:
+def signature_of(fn: Callable[..., Any], *, skip_self: bool) -> inspect.Signature:
+    """Without the hints, none of which need be resolvable."""
     if sys.version_info >= (3, 14):
         import annotationlib
 

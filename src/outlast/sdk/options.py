@@ -56,6 +56,17 @@ class WorkflowDefinition(TypedDict, total=False):
     aliases: Sequence[str]
 
 
+class MessageDefinition(TypedDict, total=False):
+    """What may be said about a handler (of signals, queries, updates) where it is defined."""
+
+    name: str
+    """The name by which it is called from outside. Default: the method's."""
+    aliases: Sequence[str]
+    """Names that it had before: those who still use them reach it."""
+    dynamic: bool
+    """Whether it is for all names that no other handler has."""
+
+
 class StartOptions(TypedDict, total=False):
     """What may be said about the start of a run."""
 
@@ -177,6 +188,8 @@ class Definition:
     name: str | None = None
     aliases: tuple[str, ...] = ()
     options: CallOptions = DEFAULT_CALL_OPTIONS
+    dynamic: bool = False
+    """Of handlers only."""
 
 
 def activity_definition(given: Mapping[str, object]) -> Definition:
@@ -185,6 +198,19 @@ def activity_definition(given: Mapping[str, object]) -> Definition:
 
 def workflow_definition(given: Mapping[str, object]) -> Definition:
     return _definition(given, WorkflowDefinition, "@workflow")
+
+
+def message_definition(given: Mapping[str, object], where: str) -> Definition:
+    definition = _definition({key: value for key, value in given.items() if key != "dynamic"}, MessageDefinition, where)
+    dynamic = given.get("dynamic", False)
+    if not isinstance(dynamic, bool):
+        raise InvalidArgument(f"{where}: dynamic must be True or False, not {dynamic!r}")
+    if dynamic and (definition.name is not None or definition.aliases):
+        raise InvalidArgument(
+            f"{where}: a dynamic handler is for all names that no other handler has, so it has none itself. Leave "
+            "`name` and `aliases` out, or `dynamic`."
+        )
+    return replace(definition, dynamic=dynamic)
 
 
 def _definition(given: Mapping[str, object], shape: type[Any], where: str) -> Definition:

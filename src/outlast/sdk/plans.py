@@ -95,9 +95,9 @@ class TypedPlan:
             return self._read(text)
         except Exception as error:
             raise PayloadError(
-                f"{self._where}: what is recorded does not fit the type that the code expects now: "
-                f"{self._language.explain(error, self._root)}. Recorded values stay as they were written: keep reading "
-                "the old form, for example by giving new fields a default."
+                f"{self._where}: the value does not fit the type that the code expects now: "
+                f"{self._language.explain(error, self._root)}. What is recorded stays as it was written: if the type "
+                "was changed since, keep reading the old form, for example by giving new fields a default."
             ) from error
 
     def from_json(self, value: Any) -> Payload:

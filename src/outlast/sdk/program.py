@@ -48,14 +48,20 @@ from outlast.model.events import (
     InputEvent,
     TimerFired,
     WorkflowExecutionCancelRequested,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
+    WorkflowExecutionUpdateAccepted,
 )
+from outlast.model.failures import Failure
 from outlast.model.ids import ActivityId, Namespace, RunId, TimerId, WaitId
+from outlast.model.payloads import Arguments, Payload
 from outlast.sdk import guard
 from outlast.sdk.context import WorkflowInfo, current_run
 from outlast.sdk.decorators import Durable
 from outlast.sdk.failures import exception_from, failure_from
+from outlast.sdk.handling import Handling
 from outlast.sdk.loop import Phase, WorkflowLoop, in_finaliser, user_frame
+from outlast.sdk.messages import Handler
 from outlast.sdk.options import CallOptions
 from outlast.sdk.pending import Pending
 
@@ -113,6 +119,7 @@ class PythonProgram:
         context.run(current_run.set, self)
         self._loop = WorkflowLoop(self, f"{started.workflow}/{started.workflow_id}", context, at_us)  # type: ignore[abstract]
         self._main: asyncio.Future[Any] | None = None
+        self._handling = Handling(self._loop, self._ask, self._source, self.logger)
 
     # --- engine.Program -----------------------------------------------------------------------------------------------
 
@@ -133,9 +140,21 @@ class PythonProgram:
             raise violation
         if self._poison is not None:
             raise self._poison
-        if self._main is not None and self._main.done():
+        if self._handling.failure is not None:  # first: it is not to be lost because the main function ended as well
+            self._commands.append(FailWorkflow(failure=failure_from(self._handling.failure)))
+        elif self._main is not None and self._main.done():
             self._commands.append(self._ending(self._main))
         return self._commands
+
+    def refuse_update(self, update: str, arguments: Arguments) -> Failure | None:
+        return self._handling.refuse_update(update, arguments)
+
+    def answer_query(self, query: str, arguments: Arguments) -> Payload | Failure:
+        return self._handling.answer_query(query, arguments)
+
+    def _ask(self, command: Command) -> None:
+        if self._loop.phase is Phase.RUNNING:
+            self._commands.append(command)
 
     def whereabouts(self) -> str:
         return self._loop.whereabouts()
@@ -148,8 +167,17 @@ class PythonProgram:
 
     def _begin(self, event: WorkflowExecutionStarted) -> None:
         args, kwargs = self.target.plan.decode_arguments(event.arguments)
-        main: Callable[[], Any] = partial(self.target.entry(), *args, **kwargs)
+        main: Callable[[], Any] = partial(self.target.entry(self._made), *args, **kwargs)
         self._main = self._loop.start(main, is_async=self.target.is_async)
+
+    def _made(self, instance: object) -> None:
+        """The instance of a workflow class is there; its main method has not begun."""
+        handlers = self.target.handlers
+        if handlers is not None:
+            self._handling.set(handlers.bind(instance))
+
+    def _message(self, event: WorkflowExecutionSignaled | WorkflowExecutionUpdateAccepted) -> None:
+        self._handling.handle(event)
 
     def _activity_completed(self, event: ActivityCompleted) -> None:
         entry = self._activities.pop(event.activity_id, None)
@@ -179,6 +207,8 @@ class PythonProgram:
     _FEED: ClassVar[dict[type[InputEvent], Callable[[PythonProgram, Any], None]]] = {
         WorkflowExecutionStarted: _begin,
         WorkflowExecutionCancelRequested: _asked_to_cancel,
+        WorkflowExecutionSignaled: _message,
+        WorkflowExecutionUpdateAccepted: _message,
         ActivityCompleted: _activity_completed,
         ActivityFailed: _activity_failed,
         TimerFired: _timer_fired,
@@ -407,6 +437,15 @@ class PythonProgram:
         self._loop.turn(look)
         return settled
 
+    # --- the run context: messages ------------------------------------------------------------------------------------
+
+    def set_handler(self, handler: Handler) -> None:
+        self.check_usable(f"workflow.set_{handler.kind}_handler()")
+        self._handling.set([handler])
+
+    def all_handlers_finished(self) -> bool:
+        return not self._handling.running
+
     # --- the run context: what replay repeats -------------------------------------------------------------------------
 
     def now(self) -> datetime:
@@ -444,6 +483,11 @@ class PythonProgram:
             )
         if self._loop.phase in (Phase.EVICTING, Phase.CLOSED):
             self._loop.refuse(what)
+        if self._loop.phase is Phase.READ_ONLY:
+            raise DurableCallError(
+                f"{what} was called in a query or a validator. These may only look: what they do is not recorded, so a "
+                "replay would not repeat it. Change the run in a signal or an update."
+            )
         if self._read_only:
             raise DurableCallError(
                 f"{what} was called in a condition. A condition given to workflow.wait may only look; it is "

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 from outlast.model.errors import DurableCallError, InvalidArgument, NotRegistered
-from outlast.sdk.definition import code_of, has_run_method
+from outlast.sdk.definition import code_of, effective, has_run_method
 from outlast.sdk.durable import ENTRY, Durable, Kind, no_child_workflows
+from outlast.sdk.handlers import messages_of
 from outlast.sdk.whereabouts import count_as_user_code
 
 AnyDurable: TypeAlias = Durable[..., Any]
@@ -31,7 +32,8 @@ class Registry:
 
     def __init__(self, *hosted: object) -> None:
         """Takes decorated functions, workflow classes, modules with such at their top level, and instances with
-        activity methods. Raises InvalidArgument for anything else, and for two things under one name.
+        activity methods. Raises InvalidArgument for anything else, and for two things under one name; PayloadError if
+        a handler takes, or gives, what cannot be recorded.
         """
         self._by_name: dict[Kind, dict[str, AnyDurable]] = {"workflow": {}, "activity": {}}
         for target in hosted:
@@ -69,6 +71,8 @@ class Registry:
                 "shall run, instead of the method."
             )
         count_as_user_code(code_of(durable.origin.fn).co_filename)
+        if durable.handlers is not None:
+            durable.handlers.prepare()  # nobody who starts a run has looked at them, and in a run it is too late
         names = self._by_name[durable.kind]
         for name in (durable.name, *durable.aliases):
             other = names.setdefault(name, durable)
@@ -157,12 +161,8 @@ def _is_a(value: object, cls: type) -> bool:
 
 
 def _methods(cls: type) -> dict[str, object]:
-    """Attributes of instances of `cls` that are activities, by name: what a class overrides counts no more."""
-    effective: dict[str, object] = {}
-    for base in cls.__mro__:
-        for name, value in vars(base).items():
-            effective.setdefault(name, value)
-    return {name: value for name, value in effective.items() if _is_activity(value)}
+    """Attributes of instances of `cls` that are activities, by name."""
+    return {name: value for name, value in effective(cls).items() if _is_activity(value)}
 
 
 def _is_activity(value: object) -> bool:
@@ -246,6 +246,7 @@ def _in_reach_of(target: AnyDurable) -> Iterator[AnyDurable]:
     functions = [target.fn]
     if target.cls is not None:
         functions += [value for value in vars(target.cls).values() if isinstance(value, FunctionType)]
+        functions += [message.fn for message in target.handlers or ()]
     values: dict[int, object] = {}
     for fn in functions:
         for value in (*fn.__globals__.values(), *_closure(fn)):
@@ -289,7 +290,11 @@ def durable_of(target: object) -> AnyDurable:
                 f"the class {target.__qualname__} has a method marked with @workflow.run, but is not decorated itself"
             )
             raise InvalidArgument(f"{what}: put @workflow above the class.")
-        raise InvalidArgument(f"the class {target.__qualname__} is not a workflow: it is not decorated with @workflow.")
+        handlers = ", ".join(message.title for message in messages_of(target))
+        hint = f" Its handlers ({handlers}) belong to the workflow that inherits them." if handlers else ""
+        raise InvalidArgument(
+            f"the class {target.__qualname__} is not a workflow: it is not decorated with @workflow.{hint}"
+        )
     if isinstance(target, FunctionType):
         raise InvalidArgument(
             f"the function {target.__qualname__} is neither an activity nor a workflow: put @activity or @workflow "

@@ -222,6 +222,7 @@ class Worker(AbstractAsyncContextManager["Worker"]):
             on_closed=service.closed,
             on_parked=service.parked,
             on_left=service.left,
+            on_reply=service.replied,
         )
         await membership.join()
         self._code = code
