@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cli.recording import COMMAND, Call
+from outlast.cli.main import COMMANDS
 
-READERS = [("list",), ("show", "order-1"), ("history", "order-1")]
+READERS = [("list",), ("show", "order-1"), ("history", "order-1"), ("tail", "order-1")]
 
 
 def refused(called: tuple[int, str, str], *parts: str) -> None:
@@ -81,7 +82,10 @@ def test_the_database_may_be_named_by_the_environment(
     ("arguments", "part"),
     [
         (["lst"], "Did you mean 'list'?"),
-        (["xyz"], "There are: run, worker, list, show, history, migrate, demo."),
+        (
+            ["xyz"],
+            f"There are: {', '.join(COMMANDS)}.",
+        ),
         (["show"], "Missing argument 'ID'. See `outlast show --help`."),
         (["list", "--status", "broken"], "'running', 'completed', 'failed', 'cancelled', 'terminated'"),
         (["list", "--limit", "0"], "--limit"),
@@ -106,7 +110,7 @@ def test_with_debug_the_traceback_is_shown_too(outlast: Call) -> None:
 def test_help_and_version_are_printed(outlast: Call) -> None:
     status, out, err = outlast("--help")
     assert (status, err) == (0, "")
-    for command in ("run", "worker", "list", "show", "history", "demo"):
+    for command in COMMANDS:
         assert f"\n  {command} " in out
         status, out_of_command, err = outlast(command, "--help")
         assert (status, err) == (0, "")

@@ -120,5 +120,6 @@ def test_a_list_imports_nothing_that_it_does_not_need(tmp_path: Path, recorder: 
 
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert {"click", "asyncio", "outlast.cli.showing", "outlast.store.sqlite"} <= imported
-    unneeded = {"rich", "pydantic", "outlast.cli.running", "outlast.cli.working", "outlast.cli.demo"}
+    unneeded = {"rich", "pydantic", "outlast.sdk.handle", "outlast.runtime.messages"}
+    unneeded |= {f"outlast.cli.{name}" for name in ("running", "working", "demo", "messaging", "tailing")}
     assert not unneeded & imported

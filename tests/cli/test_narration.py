@@ -28,25 +28,44 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 from outlast.model.failures import Failure, FailureKind
 from outlast.model.ids import ActivityId, MessageId, TimerId, WaitId, WorkflowId
 from outlast.model.inputs import CancelRequested
-from outlast.model.payloads import Payload
+from outlast.model.payloads import Arguments, Payload
 
 S = 1_000_000
 RESULT = Payload.from_json(b'{"payment_id":"pay_xyz"}')
 REFUSED = Failure("shop.errors:CardRefused", "no funds")
 
 STARTED = WorkflowExecutionStarted("order", WorkflowId("order-1"), "default")
+SAID = Arguments((Payload.from_json(b'"yes"'),))
+AMEND = WorkflowExecutionUpdateAccepted(MessageId("u"), "amend")
 CHARGE = ActivityScheduled(ActivityId("1"), "charge")
 
 TOLD: list[tuple[list[Event], str]] = [
     ([], "WorkflowExecutionStarted"),
     ([WorkflowExecutionCancelRequested(MessageId("m"))], "WorkflowExecutionCancelRequested"),
     ([WorkflowExecutionCancelRequested(MessageId("m"), "too late")], "WorkflowExecutionCancelRequested: too late"),
+    ([WorkflowExecutionSignaled(MessageId("m"), "decide", SAID)], "WorkflowExecutionSignaled: decide"),
+    ([AMEND], "WorkflowExecutionUpdateAccepted: amend"),
+    (
+        [AMEND, WorkflowExecutionUpdateAccepted(MessageId("v"), "amend")],
+        "WorkflowExecutionUpdateAccepted: amend #v",
+    ),
+    (
+        [AMEND, WorkflowExecutionUpdateCompleted(MessageId("u"), RESULT)],
+        'WorkflowExecutionUpdateCompleted: amend → {"payment_id": "pay_xyz"}',
+    ),
+    (
+        [AMEND, WorkflowExecutionUpdateCompleted(MessageId("u"), failure=REFUSED)],
+        "WorkflowExecutionUpdateCompleted: amend → CardRefused: no funds",
+    ),
     ([CHARGE], "ActivityScheduled: charge"),
     (
         [ActivityScheduled(ActivityId("1"), "charge", label="take the money", queue="pay")],

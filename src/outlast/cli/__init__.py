@@ -1,1 +1,1 @@
-"""The command line: `outlast run`, `worker`, `list`, `show`, `history`, `demo`."""
+"""The command line: `outlast run`, `worker`, `list`, `show` and the other commands (see `main`)."""

@@ -28,7 +28,8 @@ from outlast.cli.options import common_options
 from outlast.cli.showing import describe, see
 from outlast.model.events import TimerStarted
 from outlast.model.ids import RunId
-from outlast.sdk.client import Client, Handle, connect
+from outlast.sdk.client import Client, connect
+from outlast.sdk.handle import Handle
 
 T = TypeVar("T")
 

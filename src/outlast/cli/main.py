@@ -26,6 +26,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("outlast.cli.listing", "List runs, newest first."),
     "show": ("outlast.cli.showing", "Show a run and its history, to be read."),
     "history": ("outlast.cli.showing", "Print the history of a run as it is recorded."),
+    "tail": ("outlast.cli.tailing", "Follow the history of a run until it has ended."),
+    "signal": ("outlast.cli.messaging", "Tell a run something."),
+    "query": ("outlast.cli.messaging", "Ask a run something, and print its answer."),
+    "update": ("outlast.cli.messaging", "Ask a run to do something, and print what came of it."),
+    "cancel": ("outlast.cli.messaging", "Ask a run to cancel: it may tidy up first."),
+    "terminate": ("outlast.cli.messaging", "End a run without asking its code."),
     "migrate": ("outlast.cli.migrating", "Bring a database to the schema of this release."),
     "demo": ("outlast.cli.demo", "Kill a process in the middle of an order, and see the order arrive."),
 }

@@ -37,8 +37,11 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
 )
 
 
@@ -48,45 +51,67 @@ class Line(NamedTuple):
 
 
 def narrate(history: Sequence[HistoryEvent]) -> list[Line]:
-    """The lines, in the order in which things happened."""
-    if not history:
-        return []
-    story = _Story(history)
-    lines: list[Line] = []
-    for item in history:
-        kind = type(item.event)
-        detail = DETAILS[kind](item.event, story)
-        lines.append(Line(item.at_us, f"{kind.__name__}: {detail}" if detail else kind.__name__))
-        if (started := story.attempt_began(item)) is not None:
-            lines.insert(-1, started)
+    """The lines of a whole history, in the order in which things happened."""
     # Stable: what happened at one time stays in the order of the history.
-    return sorted(lines, key=lambda line: line.at_us)
+    return sorted(Narrator().tell(history), key=lambda line: line.at_us)
+
+
+class Narrator:
+    """Tells a history that grows, piece by piece, in the order in which it was recorded."""
+
+    def __init__(self) -> None:
+        self._story: _Story | None = None
+
+    def tell(self, items: Sequence[HistoryEvent]) -> list[Line]:
+        """The lines of the events that follow those that were told before."""
+        if not items:
+            return []
+        if self._story is None:
+            self._story = _Story(items[0].at_us)
+        story = self._story
+        story.learn(items)
+        lines: list[Line] = []
+        for item in items:
+            if (started := story.attempt_began(item)) is not None:
+                lines.append(started)
+            kind = type(item.event)
+            detail = DETAILS[kind](item.event, story)
+            lines.append(Line(item.at_us, f"{kind.__name__}: {detail}" if detail else kind.__name__))
+        return lines
 
 
 class _Story:
-    """What has to be known of the whole history to tell one event."""
+    """What has to be known of the history so far to tell one event."""
 
-    def __init__(self, history: Sequence[HistoryEvent]) -> None:
-        self._began_us = history[0].at_us
+    def __init__(self, began_us: int) -> None:
+        self._began_us = began_us
         self._names: dict[tuple[str, str], str] = {}
+        self._uses: Counter[tuple[str, str]] = Counter()
         self._ready_us: dict[str, int] = {}
         """When an activity was scheduled, or its last attempt ended: its next attempt began no sooner."""
-        for item in history:
+
+    def learn(self, items: Sequence[HistoryEvent]) -> None:
+        for item in items:
             match item.event:
                 case ActivityScheduled(activity_id=id_, activity=activity, label=label):
-                    self._names["activity", id_] = one_line(label or activity)
+                    self._call("activity", id_, label or activity)
                     self._ready_us[id_] = item.at_us
                 case TimerStarted(timer_id=id_, label=label):
-                    self._names["timer", id_] = one_line(label or "sleep")
+                    self._call("timer", id_, label or "sleep")
                 case WaitStarted(wait_id=id_, label=label):
-                    self._names["wait", id_] = one_line(label)
+                    self._call("wait", id_, label)
+                case WorkflowExecutionUpdateAccepted(message_id=id_, update=update):
+                    self._call("update", id_, update)
                 case _:
                     pass
-        self._uses = Counter((kind, name) for (kind, _), name in self._names.items())
+
+    def _call(self, kind: str, id_: str, name: str) -> None:
+        self._names[kind, id_] = one_line(name)
+        self._uses[kind, one_line(name)] += 1
 
     def name(self, kind: str, id_: str) -> str:
         name = self._names.get((kind, id_), "?")
-        return name if self._uses[kind, name] == 1 else f"{name} #{id_}"
+        return name if self._uses[kind, name] == 1 else f"{name} #{one_line(id_, 60)}"
 
     def clock(self, at_us: int) -> str:
         return on_the_clock(at_us, self._began_us)
@@ -158,6 +183,19 @@ def _wait(event: WaitStarted | WaitEnded, story: _Story) -> str:
     return story.name("wait", event.wait_id)
 
 
+def _signaled(event: WorkflowExecutionSignaled, story: _Story) -> str:
+    return one_line(event.signal)
+
+
+def _update_accepted(event: WorkflowExecutionUpdateAccepted, story: _Story) -> str:
+    return story.name("update", event.message_id)
+
+
+def _update_completed(event: WorkflowExecutionUpdateCompleted, story: _Story) -> str:
+    came_out = payload_text(event.result) if event.failure is None else failure_text(event.failure)
+    return f"{story.name('update', event.message_id)} → {came_out}"
+
+
 def _completed(event: WorkflowExecutionCompleted, story: _Story) -> str:
     return f"→ {payload_text(event.result)}"
 
@@ -173,6 +211,9 @@ def _unhandled(event: MessageUnhandled, story: _Story) -> str:
 DETAILS: dict[type[Event], Callable[[Any, _Story], str]] = {
     WorkflowExecutionStarted: lambda event, story: "",
     WorkflowExecutionCancelRequested: _reason,
+    WorkflowExecutionSignaled: _signaled,
+    WorkflowExecutionUpdateAccepted: _update_accepted,
+    WorkflowExecutionUpdateCompleted: _update_completed,
     WorkflowExecutionCompleted: _completed,
     WorkflowExecutionFailed: _failed,
     WorkflowExecutionCancelled: _reason,

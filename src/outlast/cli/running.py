@@ -8,9 +8,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 import click
-import msgspec
 
-from outlast.cli.errors import CallError, CommandFailed, say
+from outlast.cli.arguments import NEGATIVE_NUMBERS, json_arguments, parse_json
+from outlast.cli.errors import CommandFailed, say
 from outlast.cli.loading import load_workflow
 from outlast.cli.logs import log_to_stderr
 from outlast.cli.opening import opened
@@ -24,14 +24,10 @@ from outlast.sdk.blocking import run_to_end
 from outlast.sdk.registry import AnyDurable
 from outlast.store.api import RunRow
 
-QUOTING = """A text needs quotes of its own inside those of the shell: '"order-1"'; an object: '{"id": 7}'."""
 
-
-# Unknown options are taken as arguments, since a negative number looks like one.
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings=NEGATIVE_NUMBERS)
 @click.argument("target", metavar="FILE.py:WORKFLOW")
-@click.argument("arguments", nargs=-1, metavar="[JSON]...")
-@click.option("--kwargs", metavar="JSON", help="""Arguments by name, instead of by position: '{"amount": 7}'.""")
+@json_arguments
 @click.option("--id", "workflow_id", metavar="ID", help="Your name for the run. Default: a random one.")
 @common_options
 @click.pass_obj
@@ -76,26 +72,8 @@ def read_arguments(
     workflow: AnyDurable, arguments: tuple[str, ...], kwargs: str | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The workflow's arguments as the values that it takes. Nothing has been opened yet."""
-    for text in arguments:
-        if text.startswith("--"):
-            raise click.NoSuchOption(text, ctx=click.get_current_context())
-    values: list[Any] | dict[str, Any]
-    if kwargs is None:
-        values = [_parsed(text, f"argument {position}") for position, text in enumerate(arguments, 1)]
-    elif arguments:
-        raise CallError("give the arguments by position or with --kwargs, not both ways at once")
-    else:
-        values = _parsed(kwargs, "--kwargs")
-        if not isinstance(values, dict):
-            raise CallError("--kwargs takes a JSON object: the arguments by their names. " + QUOTING)
+    values = parse_json(arguments, kwargs)
     return workflow.plan.decode_arguments(workflow.plan.encode_json_arguments(values))
-
-
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise CallError(f"{what} is not JSON: {text} ({error}). {QUOTING}") from None
 
 
 def failure_report(workflow: AnyDurable, id_: str, error: WorkflowFailed) -> list[str]:

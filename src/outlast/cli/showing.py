@@ -78,7 +78,7 @@ def describe(sight: Sight) -> list[str]:
         lines.append(f"Ended: {to_the_second(row.closed_at_us)} (after {took})")
     elif row.error is not None:
         lines += _parked(row)
-    elif (waiting := _waits_for_a_worker(sight)) is not None:
+    elif (waiting := waits_for_a_worker(sight)) is not None:
         lines.append(f"Waiting: {waiting}")
     lines += [f"Message: {type(decode_message(mail.body)).__name__} (not yet taken)" for mail in sight.mail]
     lines.append(RULE)
@@ -106,7 +106,7 @@ def _parked(row: RunRow) -> list[str]:
     return lines
 
 
-def _waits_for_a_worker(sight: Sight) -> str | None:
+def waits_for_a_worker(sight: Sight) -> str | None:
     """What to tell of a run that could go on if somebody hosted it. None: it is hosted, or has nothing to do yet."""
     row = sight.row
     wanted = f"for a worker that hosts {row.workflow} on queue {row.queue}"
