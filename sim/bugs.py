@@ -21,24 +21,42 @@ from msgspec.structs import replace
 import outlast.store
 from outlast.engine import decide
 from outlast.model.errors import CommitUnknown
-from outlast.model.events import ActivityCompleted, TimerFired, WorkflowExecutionCancelRequested
-from outlast.model.inputs import AttemptSucceeded, CancelRequested, TimerDue
+from outlast.model.events import (
+    ActivityCompleted,
+    TimerFired,
+    WorkflowExecutionCancelRequested,
+    WorkflowExecutionSignaled,
+    WorkflowExecutionUpdateAccepted,
+)
+from outlast.model.ids import MessageId
+from outlast.model.inputs import (
+    AttemptSucceeded,
+    CancelRequested,
+    QueryRequested,
+    SignalReceived,
+    TimerDue,
+    UpdateRequested,
+)
+from outlast.model.replies import Accepted, Refused
 from outlast.runtime import (
     alarms,
+    asking,
     committer,
     handover,
     hosted,
     loading,
     membership,
+    messages,
     node,
     parking,
     strays,
     tasks,
 )
 from outlast.runtime.patience import patiently
+from outlast.sdk import handling, program
 from outlast.store import sqlite_claims, sqlite_procedures
 from outlast.store.api import Answer, Fence, TaskClaim
-from sim import database, seam
+from sim import checks, database, seam
 
 Plant = Callable[[ExitStack], None]
 BUGS: dict[str, Plant] = {}
@@ -370,3 +388,176 @@ def _task_stays(stack: ExitStack) -> None:
 @bug("a task of a dead node is run again under the same number")
 def _task_again(stack: ExitStack) -> None:
     rewrite(stack, "LOST_TASKS", "attempt, body, 1)", "attempt, body, 0)")
+
+
+# --- signals, queries, updates --------------------------------------------------------------------------------------
+
+
+@bug("answers leave before the commit")
+def _answers_first(stack: ExitStack) -> None:
+    original = node.Node.submit
+
+    def submit(self: Any, hosted: Any, commit: Any, decision: Any) -> Any:
+        entry = original(self, hosted, commit, decision)
+        if decision is not None and decision.replies:
+            self._reply(hosted, decision)
+        return entry
+
+    swap(stack, node.Node, "submit", submit)
+
+
+@bug("an update that is asked twice is done twice")
+def _update_twice(stack: ExitStack) -> None:
+    def update_requested(turn: Any, item: UpdateRequested) -> None:
+        failure = turn.program.refuse_update(item.update, item.arguments)
+        if failure is not None:
+            turn.reply(Refused(item.message_id, failure))
+            return
+        turn.reply(Accepted(item.message_id))
+        turn.input(WorkflowExecutionUpdateAccepted(item.message_id, item.update, item.arguments))
+
+    handle(stack, UpdateRequested, update_requested)
+
+
+@bug("a refused update is recorded")
+def _refused_recorded(stack: ExitStack) -> None:
+    original = decide.INPUTS[UpdateRequested]
+
+    def update_requested(turn: Any, item: UpdateRequested) -> None:
+        original(turn, item)
+        reply = turn.decision.replies[item.message_id]
+        if isinstance(reply, Refused):
+            turn.input(WorkflowExecutionUpdateAccepted(item.message_id, item.update, item.arguments))
+            turn.reply(reply)
+
+    handle(stack, UpdateRequested, update_requested)
+
+
+@bug("a validator is not asked")
+def _not_validated(stack: ExitStack) -> None:
+    swap(stack, program.PythonProgram, "refuse_update", lambda self, update, arguments: None)
+
+
+@bug("nobody elsewhere is answered")
+def _no_rows(stack: ExitStack) -> None:
+    swap(stack, node, "_replies", lambda hosted, decision: ())
+
+
+@bug("whoever waits looks for no answers")
+def _no_looking(stack: ExitStack) -> None:
+    swap(stack, asking.Asking, "_look", lambda self: None)
+
+
+@bug("open updates are not answered when the run ends")
+def _left_open(stack: ExitStack) -> None:
+    def close(self: Any, event: Any) -> None:
+        self.decision.stop.extend(self.state.activities)
+        self.record(event)
+        self.decision.outcome = event
+
+    swap(stack, decide._Turn, "close", close)
+
+
+@bug("questions that come while the run ends are dropped")
+def _late_questions_dropped(stack: ExitStack) -> None:
+    original = decide.close_with_mail
+
+    def close_with_mail(state: Any, decision: Any, mail: Any) -> None:
+        original(state, decision, [each for each in mail if not isinstance(each, QueryRequested | UpdateRequested)])
+
+    swap(stack, node, "close_with_mail", close_with_mail)
+
+
+@bug("the mail of a start is forgotten")
+def _start_forgets_mail(stack: ExitStack) -> None:
+    rewrite(stack, "ADVANCE_OR_START_WITH_MESSAGES", "WHERE NEW.mail IS NOT NULL", "WHERE NEW.mail IS NULL")
+
+
+@bug("a query is answered before the mail that waits")
+def _query_first(stack: ExitStack) -> None:
+    original = node.Node._turn
+
+    def turn(self: Any, hosted: Any) -> Any:
+        if hosted.mail and hosted.inbox:
+            mail, hosted.mail = hosted.mail, []
+            entry = original(self, hosted)
+            hosted.mail = mail + hosted.mail
+            self.wake(hosted)
+            return entry
+        return original(self, hosted)
+
+    swap(stack, node.Node, "_turn", turn)
+
+
+@bug("a query that is asked here does not look into the mailbox")
+def _query_blindly(stack: ExitStack) -> None:
+    async def ask_here(self: Any, hosted: Any, mail: Any, message: QueryRequested) -> Any:
+        self._service.membership.node.ask(hosted, message)
+        return await self.asking.answer(hosted.run_id, message.message_id, by_row=False)
+
+    swap(stack, messages.Messages, "_ask_here", ask_here)
+
+
+@bug("a run that nobody owns is asked without its mail")
+def _recalled_without_mail(stack: ExitStack) -> None:
+    rewrite(stack, "MAIL_FOR", "ORDER BY mail_id", "AND owner IS NOT NULL ORDER BY mail_id")
+
+
+@bug("a query whose run has left is not asked again")
+def _query_left(stack: ExitStack) -> None:
+    swap(stack, asking.Asking, "left", lambda self, run_id, asked_here: None)
+
+
+@bug("a signal that is sent twice is handled twice")
+def _signal_twice(stack: ExitStack) -> None:
+    def signal_received(turn: Any, item: SignalReceived) -> None:
+        number = turn.state.next_event
+        message_id = item.message_id
+        if message_id in turn.state.recent_messages:
+            message_id = MessageId(f"{message_id}/{number}")
+        turn.input(WorkflowExecutionSignaled(message_id, item.signal, item.arguments))
+
+    handle(stack, SignalReceived, signal_received)
+
+
+@bug("signals do not reach their handlers")
+def _signals_unheard(stack: ExitStack) -> None:
+    original = handling.Handling.handle
+
+    def handle_but_signals(self: Any, event: Any) -> None:
+        if not isinstance(event, WorkflowExecutionSignaled):
+            original(self, event)
+
+    swap(stack, handling.Handling, "handle", handle_but_signals)
+
+
+@bug("a node that was declared dead answers queries")
+def _zombie_answers(stack: ExitStack) -> None:
+    original = messages.Messages.query
+
+    async def ask(self: Any, run_id: Any, query: Any, arguments: Any, recall: Any) -> Any:
+        hosted = self._service.hosted(run_id)
+        if hosted is None:
+            return await original(self, run_id, query, arguments, recall)
+        mail = await self._service.store.mail_for([run_id])
+        message = QueryRequested(MessageId(self._service.entropy.token()), query, arguments)
+        try:
+            return await self._patiently(run_id, self._ask_here(hosted, mail, message))
+        except asking.Left:
+            return await ask(self, run_id, query, arguments, recall)
+
+    swap(stack, messages.Messages, "query", ask)
+
+
+@bug("replies are kept by the id of the message alone")
+def _replies_without_run(stack: ExitStack) -> None:
+    for module in (asking, node, checks):
+        swap(stack, module, "reply_id", lambda run_id, message_id: message_id)
+
+
+@bug("a refusal is taken for the answer to whoever asks again")
+def _stale_refusal(stack: ExitStack) -> None:
+    async def refusals(self: Any, asked: Any) -> Any:
+        return await self._store.replies(list(asked))
+
+    swap(stack, asking.Asking, "_refusals", refusals)

@@ -51,7 +51,27 @@ MUST_HAPPEN = (
     "run failed",
     "run cancelled",
     "run terminated",
-    *(f"step {kind}" for kind in KINDS),
+    "signal acknowledged",
+    "signal sent twice",
+    "signal to a closed run",
+    "signal with a start",
+    "signal with no start",
+    "update accepted",
+    "update answered",
+    "update failed",
+    "update refused",
+    "update to a closed run",
+    "update and the run had ended",
+    "update with a start",
+    "update with no start",
+    "update asked twice",
+    "update answered TurnFailed",
+    "query of a run here",
+    "query of a run elsewhere",
+    "query of a run that has ended",
+    "query without the code",
+    "query of a zombie",
+    *(f"step {kind}" for kind in (*KINDS, "listen")),
     *(
         f"event {name}"
         for name in (
@@ -64,6 +84,9 @@ MUST_HAPPEN = (
             "TimerCancelled",
             "TimerFired",
             "WorkflowExecutionCancelRequested",
+            "WorkflowExecutionSignaled",
+            "WorkflowExecutionUpdateAccepted",
+            "WorkflowExecutionUpdateCompleted",
         )
     ),
 )

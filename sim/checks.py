@@ -10,12 +10,17 @@ fold. After a write, the runs that it may have touched are read again:
   do by itself, and mail has made it free to be claimed;
 - a commit was written by the owner, at the position that follows, and its owner was alive when it claimed the run;
 - a run is parked only if it could not be written, or if it outlived too many nodes;
-- every message that the database has accepted is in the mailbox or in the history;
+- every message that the database has accepted is in the mailbox or in the history; every question that it has
+  accepted is in the mailbox, or in the history, or it has a reply; a run that has ended has answered what was open;
 - no event has a time later than any clock of the world has shown: a timer that is early cannot hide behind a date.
 
 Two things are found out only when an activity begins (`Witness`): that its schedule is on disk by then (persist, then
 tell), and that its completion is not. The process that runs it must be a member for that: one that was stopped, and
 declared dead meanwhile, may run what it was given before; nobody can prevent it, and its report is refused.
+
+What the outside is told is held against the journal at that moment (`expect_...`): an update that was said to be
+accepted, or done with a result, is recorded so; a query shows only what is recorded, and all that anybody had been
+told before it was asked.
 """
 
 from __future__ import annotations
@@ -36,15 +41,19 @@ from outlast.model.events import (
     WorkflowExecutionCancelRequested,
     WorkflowExecutionCompleted,
     WorkflowExecutionFailed,
+    WorkflowExecutionSignaled,
     WorkflowExecutionStarted,
     WorkflowExecutionTerminated,
+    WorkflowExecutionUpdateAccepted,
+    WorkflowExecutionUpdateCompleted,
     decode_events,
 )
-from outlast.model.ids import DEFAULT_NAMESPACE, NodeId, RunId
+from outlast.model.ids import DEFAULT_NAMESPACE, MessageId, NodeId, RunId
+from outlast.model.replies import Accepted, Answered, Ended, Failed, Recorded, Refused, Reply, decode_reply, reply_id
 from outlast.sdk.program import PythonProgram
 from outlast.sdk.registry import Registry
 from outlast.store.api import Claimed, Commit
-from sim.workloads import EVERYTHING
+from sim.told import EVERYTHING, NEVER
 
 if TYPE_CHECKING:
     from sim.database import Database
@@ -61,6 +70,7 @@ EXPECTED_FAILURES = ("Refused", "ActivityTimeout", "ActivityLost", "ExceptionGro
 
 ROW = "SELECT status, owner, next_event, wake_at_us, closed_at_us, workflow_id, claims FROM runs WHERE run_id = ?"
 JOURNAL = "SELECT first_event, count, at_us, events FROM journal WHERE run_id = ? ORDER BY first_event, seq"
+REPLY = "SELECT body FROM replies WHERE message_id = ?"
 MAIL = "SELECT message_id FROM mailbox WHERE run_id = ?"
 TASKS = "SELECT activity_id, attempt FROM tasks WHERE run_id = ?"
 IS_PARKED = "SELECT 1 FROM run_details WHERE run_id = ? AND error_at = ?"
@@ -77,8 +87,8 @@ class Books:
     """What is known of one run."""
 
     __slots__ = (
-        "claims", "completed", "delivered", "events", "messages", "owner", "rows", "seen", "state", "status",
-        "workflow_id",
+        "asked", "asks", "claims", "completed", "delivered", "events", "known", "messages", "owner", "questions",
+        "rows", "seen", "state", "status", "unhandled", "updates", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, run_id: RunId) -> None:
@@ -96,6 +106,30 @@ class Books:
         self.completed: set[str] = set()
         self.delivered: set[tuple[str, int]] = set()
         """Attempts whose success was put into the mailbox."""
+        self.questions: set[str] = set()
+        """Updates and queries that came through the mailbox, and have no reply yet."""
+        self.asked: set[str] = set()
+        """The same, with or without a reply."""
+        self.unhandled: set[str] = set()
+        """In the history, but the code has not heard of them."""
+        self.updates: dict[str, WorkflowExecutionUpdateCompleted | None] = {}
+        """Those in the history, and what they have come to."""
+        self.known: set[str] = set()
+        """Messages of which somebody outside knows that the run has them."""
+        self.asks: dict[str, list[Ask]] = {}
+
+
+class Ask:
+    """Somebody asks for an update."""
+
+    __slots__ = ("answer", "begun_us", "unknown")
+
+    def __init__(self, begun_us: int) -> None:
+        self.begun_us = begun_us
+        self.answer = ""
+        """What they were told in the end; nothing, if they were killed before."""
+        self.unknown = False
+        """Something that they have sent may arrive late."""
 
 
 class Checks:
@@ -106,9 +140,14 @@ class Checks:
         """The latest time that any clock of the world has shown."""
         self.events = 0
         self.may_be_parked: set[RunId] = set()
+        self.answered_us: dict[str, int] = {}
+        """When the last answer to an update was written first; by `reply_id`."""
 
-    def committed(self, commit: Commit) -> None:
+    def committed(self, commit: Commit, now_us: int) -> None:
         """A commit was written: by the owner, and by nobody else."""
+        for reply in commit.replies:
+            if not isinstance(decode_reply(reply.body), Accepted):
+                self.answered_us.setdefault(reply.message_id, now_us)
         books, fence = self.books.get(commit.run_id), commit.fence
         if fence is not None:
             assert books is not None
@@ -143,10 +182,13 @@ class Checks:
         books = self.books.get(run_id)
         if books is None:
             books = self.books[run_id] = Books(run_id)
+        was_open = books.status == "open"
         self._read_journal(run_id, books)
         self._check_row(run_id, books, found[0])
         if books.status == "open":
             self._check_waiting(run_id, books, found[0])
+        elif was_open and books.updates:
+            self._check_open_updates(books)
         self._check_mail(run_id, books)
 
     def _read_journal(self, run_id: RunId, books: Books) -> None:
@@ -197,8 +239,21 @@ class Checks:
                 | WorkflowExecutionTerminated(message_id=message_id)
             ):
                 books.seen.add(message_id)
+            case WorkflowExecutionSignaled(message_id=message_id):
+                books.seen.add(message_id)
+            case WorkflowExecutionUpdateAccepted(message_id=message_id, arguments=arguments):
+                books.seen.add(message_id)
+                books.updates[message_id] = None
+                if arguments.args[-1].to_bytes() == b"%d" % NEVER:
+                    raise Violation(f"update {message_id} is never accepted, and is in the history")
+            case WorkflowExecutionUpdateCompleted(message_id=message_id, failure=failure):
+                books.updates[message_id] = item.event
+                if failure is not None and not failure.type.endswith(EXPECTED_FAILURES):
+                    raise Violation(f"update {message_id} failed with {failure.type}: {failure.message}")
             case MessageUnhandled(message=message):
-                books.seen.add(getattr(message, "message_id", ""))
+                message_id = getattr(message, "message_id", "")
+                books.seen.add(message_id)
+                books.unhandled.add(message_id)
             case _:
                 pass
 
@@ -273,6 +328,29 @@ class Checks:
                 f"run {books.workflow_id}: messages that were accepted are neither in its mailbox nor in its history: "
                 f"{sorted(missing)}"
             )
+        self._check_questions(run_id, books)
+
+    def _check_questions(self, run_id: RunId, books: Books) -> None:
+        if not books.questions:
+            return
+        over = books.questions - {message_id for (message_id,) in self._db.rows(MAIL, run_id)}
+        for message_id in over:
+            if self._reply_to(run_id, message_id) is None:
+                raise Violation(f"run {books.workflow_id} has taken {message_id} from its mailbox, and left no reply")
+        books.questions -= over
+
+    def _reply_to(self, run_id: RunId, message_id: str) -> Reply | None:
+        rows = self._db.rows(REPLY, reply_id(run_id, MessageId(message_id)))
+        return decode_reply(rows[0][0].encode()) if rows else None
+
+    def _check_open_updates(self, books: Books) -> None:
+        """The run has just ended."""
+        for message_id, end in books.updates.items():
+            reply = self._reply_to(books.state.run_id, message_id)
+            if end is None and not isinstance(reply, Ended | Recorded):
+                raise Violation(
+                    f"run {books.workflow_id} has ended, and update {message_id}, which was open, has {reply}"
+                )
 
     # --- what the outside has been told -------------------------------------------------------------------------------
 
@@ -283,8 +361,71 @@ class Checks:
 
     def expect_message(self, run_id: RunId, message_id: str) -> None:
         books = self.books.get(run_id)
-        if books is None or message_id not in books.messages:
+        if books is None or message_id not in books.messages | books.asked:
             raise Violation(f"message {message_id} to run {run_id} was acknowledged, and the database never took it")
+
+    def acknowledged(self, run_id: RunId, message_id: str) -> None:
+        self.books[run_id].known.add(message_id)
+
+    def known_of(self, run_id: RunId) -> set[str]:
+        """What a query that is asked now must show."""
+        return self.books[run_id].known.copy()
+
+    def asks(self, run_id: RunId, message_id: str, now_us: int) -> Ask:
+        ask = Ask(now_us)
+        self.books[run_id].asks.setdefault(message_id, []).append(ask)
+        return ask
+
+    def expect_reply(self, run_id: RunId, reply: Reply) -> None:
+        """Somebody was told this of an update."""
+        books, message_id = self.books[run_id], reply.message_id
+        if isinstance(reply, Refused):
+            if not reply.failure.type.endswith("Refused"):
+                raise Violation(f"update {message_id} was refused for no reason of its own: {reply.failure}")
+            return
+        if message_id not in books.updates:
+            raise Violation(f"{reply} was told, and update {message_id} is not in the history of {books.workflow_id}")
+        end = books.updates[message_id]
+        match reply:
+            case Accepted():
+                pass
+            case Answered(result=result):
+                if end is None or end.failure is not None or end.result != result:
+                    raise Violation(f"{reply} was told, and recorded is {end}")
+                if result.to_bytes().decode() != f'"{message_id} is done"':
+                    raise Violation(f"update {message_id} was answered with {result}")
+            case Failed(failure=failure):
+                if end is None or end.failure != failure:
+                    raise Violation(f"{reply} was told, and recorded is {end}")
+            case _:
+                raise Violation(f"{reply} is no answer to an update")
+
+    def expect_prompt(self, run_id: RunId, message_id: MessageId, since_us: int, now_us: int, within_us: int) -> None:
+        """Nothing goes wrong since then, and now somebody hears of an answer."""
+        answered_us = self.answered_us.get(reply_id(run_id, message_id))
+        if answered_us is not None and now_us - max(answered_us, since_us) > within_us:
+            raise Violation(f"an answer to {message_id} was there, and was told {(now_us - answered_us) / 1e6} s later")
+
+    def expect_no_answer(self, run_id: RunId, message_id: str) -> None:
+        """Somebody was told that the run has ended before it had done the update."""
+        books = self.books[run_id]
+        if books.status == "open":
+            raise Violation(f"who asked for {message_id} was told that {books.workflow_id} has ended, and it has not")
+        if books.updates.get(message_id) is not None:
+            raise Violation(f"who asked for {message_id} was told that it was not done, and it was")
+
+    def expect_shown(self, run_id: RunId, shown: list[str], must_show: set[str]) -> None:
+        """A query has shown these messages, and was asked when it was known that the run has those."""
+        books, what = self.books[run_id], set(shown)
+        if len(what) != len(shown):
+            raise Violation(f"run {books.workflow_id} has handled a message twice: {shown}")
+        if unrecorded := what - books.seen:
+            raise Violation(f"a query has shown what is not recorded of {books.workflow_id}: {sorted(unrecorded)}")
+        if hidden := must_show - books.unhandled - what:
+            raise Violation(
+                f"a query has not shown what was known of {books.workflow_id} before it was asked: {sorted(hidden)}"
+            )
+        books.known |= what
 
     def expect_outcome(self, run_id: RunId, outcome: object) -> None:
         books = self.books.get(run_id)
@@ -306,6 +447,7 @@ class Checks:
         for run_id, books in self.books.items():
             self.touched(run_id)
             self._check_failure(books)
+            self._check_refusals(books)
             self._check_replay(run_id, books, len(books.rows))
             if len(books.rows) > 2:
                 self._check_replay(run_id, books, 1 + books.state.next_event % (len(books.rows) - 1))
@@ -316,6 +458,12 @@ class Checks:
             kind = outcome.failure.type
             if not any(kind.endswith(each) for each in EXPECTED_FAILURES):
                 raise Violation(f"run {books.workflow_id} failed with {kind}: {outcome.failure.message}")
+
+    def _check_refusals(self, books: Books) -> None:
+        for message_id, asks in books.asks.items():
+            all_refused = all(ask.answer == "refused" and not ask.unknown for ask in asks)
+            if all_refused and message_id in books.updates:
+                raise Violation(f"all who asked for {message_id} were told that it is refused, and it was done")
 
     def _check_replay(self, run_id: RunId, books: Books, rows: int) -> None:
         """The code, fed the first `rows` turns, asks for what is recorded in them."""

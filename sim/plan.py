@@ -15,6 +15,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sim.told import NEVER, TOLD, draw_handling, draw_listening
 from sim.workloads import WORKFLOWS, Step, draw_script
 
 LEASE_S, IDLE_S, HEARTBEAT_S, ROUND_S = 10.0, 10.0, 1.0, 0.25
@@ -62,8 +63,16 @@ class Poke:
     number: int
     at_s: float
     what: str
-    """ "cancel" or "terminate"."""
+    """ "cancel", "terminate", "signal", "update", "query"; the two in the middle also "... with start"."""
     by: str
+    handler: str = ""
+    step: Step = field(default_factory=list[Any])
+    """What the handler does."""
+    needs: int = 0
+    """An update is refused unless the run has heard so many messages; always if NEVER."""
+    also_by: str = ""
+    """Another process that says the same, under the same id."""
+    also_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,8 @@ class RunPlan:
     """Which process starts it."""
     watched_by: tuple[str, ...]
     pokes: tuple[Poke, ...] = ()
+    first: Poke | None = None
+    """The message with which it is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +169,11 @@ def draw_plan(seed: int) -> Plan:
     processes = [*names, *(f"o{index}" for index in range(outsiders))]
     calm = rng.random() < 0.05
     faults = () if calm else _draw_faults(rng, speed, heal_s, names)
-    runs = _draw_runs(rng, speed, heal_s, processes)
+    runs = (
+        *_draw_runs(rng, speed, heal_s, processes),
+        # From a stream of its own: the rest of the plan does not depend on it.
+        *_draw_told(random.Random(f"told/{seed}"), speed, heal_s, processes, faults),
+    )
     return Plan(
         seed,
         speed,
@@ -219,6 +234,63 @@ def _draw_poke(rng: random.Random, number: int, at_s: float, speed: float, heal_
     return Poke(number, at_s, rng.choice(("cancel", "cancel", "cancel", "terminate")), rng.choice(processes))
 
 
+def _draw_told(
+    rng: random.Random, speed: float, heal_s: float, processes: list[str], faults: tuple[NodeFault, ...]
+) -> tuple[RunPlan, ...]:
+    """Runs that are told and asked things, in some of the worlds."""
+    runs: list[RunPlan] = []
+    for index in range(rng.choice((0, 0, 0, 1, 1, 2))):
+        workflow_id = f"t{index}" if not runs or rng.random() < 0.8 else runs[0].workflow_id
+        at_s, by = rng.uniform(0.0, heal_s * 0.7), rng.choice(processes)
+        script = draw_listening(rng, lambda each: near_constant_s(each, speed))
+        talk: list[Poke] = []
+        for number in range(rng.randint(2, 8)):
+            # Often right after the one before it: then they share turns, and race with the end that one of them brings.
+            after_s = talk[-1].at_s if talk and rng.random() < 0.5 else at_s
+            # Most questions come from the process that starts it, which perhaps hosts it.
+            poke = _draw_talk(rng, number, after_s, speed, heal_s, processes)
+            if poke.what == "query" and rng.random() < 0.6:
+                poke = replace(poke, by=by)
+            talk.append(poke)
+            if poke.what == "signal" and rng.random() < 0.4:
+                asked_at_s = poke.at_s + rng.choice((0.002, 0.01, 0.05))
+                talk.append(Poke(20 + number, asked_at_s, "query", rng.choice((by, by, *processes))))
+        for fault in faults:
+            # It asks as soon as it goes on, when others have perhaps taken its runs.
+            if fault.kind == "pause" and rng.random() < 0.7:
+                asked_at_s = fault.at_s + rng.random() * fault.lasts_s
+                talk.append(Poke(50 + fault.number, asked_at_s, "query", fault.node))
+        watched_by = (rng.choice(processes),) if rng.random() < 0.5 else ()
+        first = _draw_message(rng, 99, at_s, by, speed, processes) if rng.random() < 0.4 else None
+        kind = runs[0].workflow if runs and workflow_id == runs[0].workflow_id else rng.choice([*TOLD])
+        runs.append(RunPlan(f"t{index}", workflow_id, kind, script, at_s, by, watched_by, tuple(talk), first))
+    return tuple(runs)
+
+
+def _draw_talk(rng: random.Random, number: int, at_s: float, speed: float, heal_s: float, processes: list[str]) -> Poke:
+    at_s = rng.choice((at_s, at_s + 0.001, at_s + near_constant_s(rng, speed), rng.uniform(at_s, heal_s)))
+    by = rng.choice(processes)
+    match rng.random():
+        case draw if draw < 0.04:
+            return Poke(number, at_s, rng.choice(("cancel", "terminate")), by)
+        case draw if draw < 0.34:
+            return Poke(number, at_s, "query", by)
+        case draw if draw < 0.42:
+            poke = _draw_message(rng, number, at_s, by, speed, processes)
+            return replace(poke, what=f"{poke.what} with start", also_by="")
+        case _:
+            return _draw_message(rng, number, at_s, by, speed, processes)
+
+
+def _draw_message(rng: random.Random, number: int, at_s: float, by: str, speed: float, processes: list[str]) -> Poke:
+    what = rng.choice(("signal", "update"))
+    handler = rng.choice(("note", "note", "see_to") if what == "signal" else ("work", "work_plainly"))
+    step = draw_handling(rng, lambda each: near_constant_s(each, speed))
+    needs = rng.choice((0, 0, 0, 0, 1, 2, NEVER)) if what == "update" else 0
+    also_by = rng.choice(processes) if rng.random() < 0.35 else ""
+    return Poke(number, at_s, what, by, handler, step, needs, also_by, at_s + near_constant_s(rng, speed, 1.0))
+
+
 def _draw_faults(rng: random.Random, speed: float, heal_s: float, nodes: list[str]) -> tuple[NodeFault, ...]:
     kinds = [kind for kind in NODE_FAULTS if rng.random() < 0.5] or ["crash"]
     count = rng.randint(0, 6)
@@ -244,7 +316,9 @@ def _with_mail_at_the_edge(
     if not leaving or rng.random() < 0.3:
         return runs
     return tuple(
-        replace(
+        run
+        if run.workflow in TOLD
+        else replace(
             run, pokes=(*run.pokes, Poke(9, rng.choice(leaving) + rng.random() * 0.05, "cancel", rng.choice(processes)))
         )
         for run in runs

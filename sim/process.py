@@ -17,7 +17,7 @@ from outlast.sdk.worker import Worker
 from sim.loop import SECOND_US, ProcessLoop
 from sim.plan import NodePlan
 from sim.seam import SeamStore
-from sim.workloads import COMMON, EVERYTHING
+from sim.told import COMMON, EVERYTHING
 
 if TYPE_CHECKING:
     from sim.world import World

@@ -13,8 +13,17 @@ TWICE = "a commit without events that arrived twice was written twice: a task th
 
 DENIED = "a start was told that another run has its id, and was written when that run had ended"
 
+REFUSED = "who asked for an update again, under the same id, was told the refusal of the first time, and it was done"
+
+LEAVING = "a query failed when the worker of its process ended while it was asked"
+
+TWICE_DECIDED = "an update that was refused was read once more, from before its commit, and decided anew"
+
 FIXED: dict[int, str] = {
     **dict.fromkeys((281, 534, 574, 608), BEHIND),
     5225: TWICE,
     1795829314221: DENIED,
+    57: LEAVING,
+    522: REFUSED,
+    7317: TWICE_DECIDED,
 }

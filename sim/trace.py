@@ -32,6 +32,7 @@ def _brief_commit(commit: Any, answer: Answer) -> str:
         words.append(f"from {commit.fence.next_event} by {commit.fence.owner}")
     if commit.create is not None:
         words.append(f"create {commit.create.workflow_id} for {commit.create.owner}")
+        words += [f"with {message_id}" for message_id, _ in commit.create.mail]
     if commit.count:
         words.append("+" + commit.events.decode())
     if commit.release is not None:
@@ -42,4 +43,6 @@ def _brief_commit(commit: Any, answer: Answer) -> str:
         words.append(f"tasks {[task.activity_id for task in commit.add_tasks]}")
     if commit.drop_tasks:
         words.append(f"drop {commit.drop_tasks}")
+    if commit.replies:
+        words.append(f"reply to {[reply.message_id for reply in commit.replies]}")
     return " ".join(words)

@@ -29,10 +29,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from outlast.model.ids import NodeId, RunId
-from outlast.model.inputs import AttemptSucceeded, decode_message
+from outlast.model.ids import MessageId, NodeId, RunId
+from outlast.model.inputs import AttemptSucceeded, QueryRequested, UpdateRequested, decode_message
 from outlast.sdk.compat import unawaited_is_fine
-from outlast.store.api import Answer, Sent
+from outlast.store.api import Answer, NewMail, Sent
 from sim import actors, threads, workloads
 from sim.checks import Checks, Violation, Witness
 from sim.database import Database
@@ -45,6 +45,13 @@ from sim.trace import brief
 FINISH_S = 400.0
 """After everything is healed. Longer than the longest pause that the runtime makes: backoffs of parked runs and of
 quarantine go up to a minute, several in a row, and a clock that was set back by a minute is caught up with."""
+
+SLOWEST_S = 15.0
+"""A call that was slowed down before everything was healed takes no longer."""
+
+PROMPT_S = 6.0
+"""After that: an answer that is in the database is told within this time. Less than a run stays in
+memory that only waits: once it has left, whoever asked looks for the answer in any case."""
 
 MAX_STEPS = 2_000_000
 """A world that takes more is spinning."""
@@ -144,6 +151,13 @@ class World:
             return process.node is not None and self._crashes < CRASHES
         return True
 
+    def expect_prompt(self, run_id: RunId, message_id: MessageId, begun_us: int) -> None:
+        if self.healed:
+            since_us = max(begun_us, _us(self.plan.heal_s + SLOWEST_S * self.plan.speed))
+            self.checks.expect_prompt(
+                run_id, message_id, since_us, self.scheduler.now_us, _us(PROMPT_S * self.plan.speed)
+            )
+
     def poison(self, run_id: RunId) -> None:
         lasts_us = _us(near_constant_s(self.rng, self.plan.speed, 2.0))
         self.poisoned[run_id] = self.scheduler.now_us + lasts_us
@@ -185,8 +199,11 @@ class World:
                 for commit, each in zip(args[0], answer, strict=True):
                     self.covered[f"commit {each.value}"] += 1
                     if each is Answer.COMMITTED:
-                        checks.committed(commit)
+                        checks.committed(commit, self.scheduler.now_us)
                         changed |= bool(commit.create or commit.release or commit.add_tasks or commit.status)
+                        changed |= bool(commit.replies)
+                        for message_id, body in commit.create.mail if commit.create else ():
+                            self._accepted(NewMail(commit.run_id, message_id, commit.at_us, body))
                 return changed
             case "send":
                 for mail, sent in zip(args[0], answer, strict=True):
@@ -222,6 +239,9 @@ class World:
             pending = books.state.activities.get(message.activity_id)
             if pending is not None and pending.attempt == message.attempt:
                 books.delivered.add((message.activity_id, message.attempt))
+        elif isinstance(message, UpdateRequested | QueryRequested):
+            books.questions.add(mail.message_id)
+            books.asked.add(mail.message_id)
         elif getattr(message, "message_id", None) is not None:
             books.messages.add(mail.message_id)
         self.checks.touched(mail.run_id)
@@ -253,6 +273,9 @@ class World:
         for poke in run.pokes:
             act = partial(actors.poke, self, plan=run, what=poke)
             at(_us(poke.at_s), partial(self._act, poke.by, f"{poke.what} {run.name}/{poke.number}", act))
+            if poke.also_by:
+                what = f"also {poke.what} {run.name}/{poke.number}"
+                at(_us(poke.also_at_s), partial(self._act, poke.also_by, what, act))
 
     def _act(self, who: str, what: str, act: Callable[..., Any]) -> None:
         """On that process; if it is down, on one that hosts nothing."""

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from faults import FaultyStore
-from outlast import Retry, WorkflowFailed, activity, workflow
+from outlast import ApplicationError, Retry, WorkflowFailed, activity, workflow
+from outlast.model.errors import StoreUnavailable
 from outlast.model.events import WorkflowExecutionStarted, encode_events
 from outlast.model.ids import DEFAULT_NAMESPACE, ActivityId, MessageId, RunId, WorkflowId, turn_id
 from outlast.sdk.client import Client
@@ -173,3 +174,140 @@ def test_a_commit_without_events_that_arrives_twice_is_written_once() -> None:
 
     first, second, again = run_virtual(scenario())
     assert (first, second, again) == ([Answer.COMMITTED], [Answer.FENCED], [])
+
+
+# --- signals, queries, updates ----------------------------------------------------------------------------------------
+
+
+@workflow
+class Listens:
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    @workflow.run
+    async def run(self) -> int:
+        await workflow.wait(lambda: 0 in self.heard)
+        return len(self.heard)
+
+    @workflow.signal
+    def note(self, number: int) -> None:
+        self.heard.append(number)
+
+    @workflow.update
+    async def note_later(self, number: int) -> int:
+        await workflow.sleep(1)
+        self.heard.append(number)
+        return number
+
+    @workflow.query
+    def all_heard(self) -> list[int]:
+        return self.heard
+
+
+def test_a_node_that_was_declared_dead_and_does_not_know_it_yet_answers_no_query() -> None:
+    """The run goes on elsewhere, and its old owner would show a state that is over."""
+
+    async def scenario() -> list[int]:
+        data = MemoryStore()
+        store = FaultyStore(data.connect())
+        async with client_on(store) as old, client_on(data.connect()) as new:  # type: ignore[arg-type]
+            async with old.worker(Listens), new.worker(Listens):
+                handle = await old.start(Listens, id="x")
+                gate = store.gate("heartbeat")
+                await gate.reached.wait()
+                await new.service.store.declare_dead(membership_of(old).node.node_id)
+                await until(lambda: handle.run_id in membership_of(new).node.hosted)
+                assert handle.run_id in membership_of(old).node.hosted
+                await (await new.handle("x", Listens)).signal(Listens.note, 1)
+                await asyncio.sleep(1)
+                asked = asyncio.ensure_future(handle.query(Listens.all_heard))
+                await asyncio.sleep(0.1)
+                gate.open()
+                heard = await asked
+                await handle.signal(Listens.note, 0)
+                await handle.result()
+                return heard
+
+    assert run_virtual(scenario()) == [1]
+
+
+def test_an_answer_that_the_last_owner_left_is_found_by_the_next_one() -> None:
+    """Whoever waits for it has meanwhile taken the run, and will not answer what has been answered."""
+
+    async def scenario() -> float:
+        data = MemoryStore()
+        store = FaultyStore(data.connect())
+        async with client_on(data.connect()) as first, client_on(store) as second:  # type: ignore[arg-type]
+            async with first.worker(Listens):
+                handle = await first.start(Listens, id="x")
+                gate = store.gate("replies")
+                asked = asyncio.ensure_future((await second.handle("x", Listens)).update(Listens.note_later, 1))
+                await gate.reached.wait()
+                store.fail("replies", StoreUnavailable("away"), times=20)
+                gate.open()
+                await asyncio.sleep(1.5)  # it is done, and the answer is in the database
+            async with second.worker(Listens):
+                await handle.signal(Listens.note, 2)
+                await until(lambda: handle.run_id in membership_of(second).node.hosted)
+                begun = asyncio.get_running_loop().time()
+                assert await asked == 1
+                took = asyncio.get_running_loop().time() - begun
+                await handle.signal(Listens.note, 0)
+                await handle.result()
+                return took
+
+    assert run_virtual(scenario()) < 6
+
+
+def test_two_runs_are_told_things_under_one_id_and_each_answers_for_itself() -> None:
+    async def scenario(*, here: bool) -> list[int]:
+        data = MemoryStore()
+        async with client_on(data.connect()) as host, client_on(data.connect()) as other, host.worker(Listens):
+            asker = host if here else other
+            answers: list[int] = []
+            for number in (1, 2):
+                handle = await asker.start(Listens, id=f"x{number}")
+                answers.append(await handle.with_id("payment").update(Listens.note_later, number))
+            return answers
+
+    assert run_virtual(scenario(here=True)) == [1, 2]
+    assert run_virtual(scenario(here=False)) == [1, 2]
+
+
+@workflow
+class Opens:
+    def __init__(self) -> None:
+        self.is_open = False
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.sleep(3600)
+
+    @workflow.signal
+    def open(self) -> None:
+        self.is_open = True
+
+    @workflow.update
+    def enter(self) -> str:
+        return "entered"
+
+    @enter.validator
+    def may_enter(self) -> None:
+        if not self.is_open:
+            raise ApplicationError("closed")
+
+
+def test_a_refusal_is_no_answer_to_who_asks_again_under_the_same_id() -> None:
+    """The row that says so is still there, and what is asked now is decided anew."""
+
+    async def scenario() -> str:
+        data = MemoryStore()
+        async with client_on(data.connect()) as host, client_on(data.connect()) as other, host.worker(Opens):
+            await host.start(Opens, id="x")
+            handle = (await other.handle("x", Opens)).with_id("entry")
+            with pytest.raises(ApplicationError):
+                await handle.update(Opens.enter)
+            await (await other.handle("x", Opens)).signal(Opens.open)
+            return await handle.update(Opens.enter)
+
+    assert run_virtual(scenario()) == "entered"
