@@ -72,7 +72,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(autouse=True)
 def app(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(CODE)
+    (tmp_path / "asked_of.py").write_text(CODE)
 
 
 def place(id_: str) -> None:
@@ -88,7 +88,7 @@ def place(id_: str) -> None:
 @pytest.fixture
 def hosted(outlast: Call, start: Start) -> subprocess.Popen[str]:
     """The run `a-1`, in a worker that is another process."""
-    worker = start("worker", "app.py")
+    worker = start("worker", "asked_of.py")
     assert worker.stdout is not None
     assert worker.stdout.readline(), worker.communicate()
     place("a-1")
@@ -138,7 +138,7 @@ def test_what_the_run_refuses_is_told_in_one_line(outlast: Call, hosted: subproc
         outlast("update", "a-1", "amend", '""'),
         1,
         "update amend of Approval/a-1 was refused: ValueError: text must not be empty (at ",
-        "app.py:35 in check)",
+        "asked_of.py:35 in check)",
     )
     failed(outlast("update", "a-1", "amend", "5"), 2, "'text'", "expected str, got int")
     failed(outlast("update", "a-1", "amend"), 2, "missing a required argument: 'text'")
@@ -180,9 +180,9 @@ def test_a_run_that_has_ended_is_asked_with_its_code(outlast: Call, hosted: subp
     events = outlast("history", "a-1").out
 
     failed(outlast("query", "a-1", "status"), 2, "Approval/a-1 has ended", "--code FILE.py:WORKFLOW")
-    failed(outlast("query", "a-1", "status", "--code", "app.py:other"), 2, "is a run of Approval", "names other")
-    assert outlast("query", "a-1", "status", "--code", "app.py:Approval") == (0, '["ONE"]\n', "")
-    failed(outlast("query", "a-1", "nope", "--code", "app.py:Approval"), 2, "no handler", "status")
+    failed(outlast("query", "a-1", "status", "--code", "asked_of.py:other"), 2, "is a run of Approval", "names other")
+    assert outlast("query", "a-1", "status", "--code", "asked_of.py:Approval") == (0, '["ONE"]\n', "")
+    failed(outlast("query", "a-1", "nope", "--code", "asked_of.py:Approval"), 2, "no handler", "status")
     assert outlast("history", "a-1").out == events
 
 
@@ -218,13 +218,13 @@ def test_a_killed_worker_is_named_when_its_run_gives_no_answer(outlast: Call, ho
 
 def test_with_its_code_a_run_that_nobody_hosts_is_asked_here(outlast: Call) -> None:
     place("a-1")
-    assert outlast("query", "a-1", "status", "--code", "app.py:Approval") == (0, "[]\n", "")
+    assert outlast("query", "a-1", "status", "--code", "asked_of.py:Approval") == (0, "[]\n", "")
 
 
 def test_a_question_that_nobody_took_is_not_in_the_way_of_the_next(outlast: Call) -> None:
     place("a-1")
     assert outlast("query", "a-1", "status", "--timeout", "0.1").status == 1
-    assert outlast("query", "a-1", "status", "--code", "app.py:Approval") == (0, "[]\n", "")
+    assert outlast("query", "a-1", "status", "--code", "asked_of.py:Approval") == (0, "[]\n", "")
 
 
 def test_a_run_that_nobody_hosts_is_terminated_at_once(outlast: Call) -> None:
@@ -275,8 +275,11 @@ def test_what_is_sent_stands_in_the_mailbox_as_it_was_typed(outlast: Call, recor
         (["signal", "a-7", "decide"], "there is no run with the id 'a-7' in sqlite:///outlast.db; ids like it: a-1"),
         (["query", "a-1", "status", "yes"], "argument 1 is not JSON: yes"),
         (["query", "a-1", "status", "--timeout", "soon"], "'soon' is not a duration"),
-        (["query", "a-1", "status", "--code", "app.py"], "FILE.py:WORKFLOW"),
-        (["query", "a-1", "status", "--code", "ap.py:Approval"], "there is no file ap.py; there is app.py"),
+        (["query", "a-1", "status", "--code", "asked_of.py"], "FILE.py:WORKFLOW"),
+        (
+            ["query", "a-1", "status", "--code", "askd_of.py:Approval"],
+            "there is no file askd_of.py; there is asked_of.py",
+        ),
         (["update", "a-1", "amend", "yes"], "argument 1 is not JSON: yes"),
         (["update", "a-1", "amend", "--update-id", " "], "--update-id must be some text"),
         (["update", "a-1", "amend", "--timeout", "-1"], "--timeout"),
