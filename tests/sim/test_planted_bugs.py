@@ -60,7 +60,7 @@ BUDGETS: dict[str, int] = {
     "a query is answered before the mail that waits": 100,
     "a query that is asked here does not look into the mailbox": 100,
     "a run that nobody owns is asked without its mail": QUICK,
-    "a query whose run has left is not asked again": 100,
+    "a query whose run has left is not asked again": 800,
     "a signal that is sent twice is handled twice": QUICK,
     "signals do not reach their handlers": QUICK,
     "a node that was declared dead answers queries": 2000,
