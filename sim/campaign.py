@@ -70,7 +70,6 @@ MUST_HAPPEN = (
     "query of a run elsewhere",
     "query of a run that has ended",
     "query without the code",
-    "query of a zombie",
     *(f"step {kind}" for kind in (*KINDS, "listen")),
     *(
         f"event {name}"
