@@ -27,9 +27,8 @@ which attempts are run here and which by others, in `dispatch`. Those are functi
 of it has no underscore.
 
 *A commit of which nobody knows*: if the row shows its turn, it was written. If not, that is not the last word: the
-database may still be at work on the first try, and finish it after the look. So the same commit is written again,
-which waits for the first. COMMITTED: the first is refused if it still comes. FENCED (ID_IN_USE for a start): look
-again. That
+database may still be at work on the first try, and finish it after the look. So the same commit is written again, which
+waits for the first. COMMITTED: the first is refused if it still comes. FENCED (ID_IN_USE for a start): look again. That
 holds for a commit without events too: the fence counts turns as well. A start that finds its workflow id taken by
 another run is the exception: when that run ends, the first try may still create this one. Its starter is told that
 nobody knows, and what comes late is found by its row (see `strays`).
